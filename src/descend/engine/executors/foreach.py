@@ -1,0 +1,84 @@
+"""Multi-tensor execution: the same text on lists of tensors, in batches that are bounded in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.executors import loop
+from descend.engine.executors.profile import flags, profile
+from descend.engine.job import Job, real, values_of
+from descend.engine.known import Known, OverallKnown, Pause, State
+from descend.engine.tensorlist import TensorList
+from descend.engine.text import advance
+
+if TYPE_CHECKING:
+    from descend.engine.optimizer import Optimizer
+
+# What a batch's parameters may weigh; temporaries are a few times that, and never grow with the model.
+BATCH_BYTES = 32 << 20
+
+
+def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
+    """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
+    partials: list[tuple[Any, ...]] = []
+    for batch in _batches(jobs):
+        first = batch[0]
+        if profile(rule, first).overall > len(totals):
+            partials += [loop.partial_sums(rule, job, totals) for job in batch]
+            continue
+        _advance(rule, batch, totals)
+        for job in batch:
+            job.done = True
+        torch._foreach_add_([job.state["step"] for job in batch], 1)
+        for job in batch:
+            job.write_carried()
+    return partials
+
+
+def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs that one call can serve: the same scalars, device, dtypes; in order, up to the bytes of a batch."""
+    kinds: dict[Any, list[Job]] = {}
+    for job in jobs:
+        key = (id(job.known), job.param.device, job.param.dtype, job.grad.dtype, flags(job), tuple(job.slots))
+        kinds.setdefault(key, []).append(job)
+    for kind in kinds.values():
+        batch: list[Job] = []
+        weight = 0
+        for job in kind:
+            size = job.param.numel() * job.param.element_size()
+            if batch and weight + size > BATCH_BYTES:
+                yield batch
+                batch, weight = [], 0
+            batch.append(job)
+            weight += size
+        yield batch
+
+
+def _advance(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
+    maths = batch[0].maths
+    values = [values_of(job) for job in batch]
+    params, grads = [p for p, _ in values], [g for _, g in values]
+    slots = {name: [real(job.state[name]) for job in batch] for name in batch[0].slots}
+    p, g = _load(params, maths), _load(grads, maths)
+    s = {name: _load(tensors, maths) for name, tensors in slots.items()}
+    known = {n: v.to(maths) if isinstance(v, Tensor) else v for n, v in batch[0].known.items()}
+    numel = tuple(float(p.numel()) for p in params)
+    k = Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(totals))
+    advance(rule, TensorList(p), TensorList(g), State({n: TensorList(t) for n, t in s.items()}), k)  # type: ignore[arg-type]
+    _store(params, p)
+    for name, tensors in slots.items():
+        _store(tensors, s[name])
+
+
+def _load(tensors: Sequence[Tensor], maths: torch.dtype) -> list[Tensor]:
+    return [t.to(maths) for t in tensors]
+
+
+def _store(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    changed = [(t, v) for t, v in zip(tensors, values, strict=True) if t is not v]
+    if changed:
+        torch._foreach_copy_([t for t, _ in changed], [v for _, v in changed])

@@ -1,0 +1,135 @@
+"""What a rule's text knows at one step: its scalars, its flags, and sums over whole tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.tensorlist import TensorList
+
+
+Dims = tuple[int, ...] | None
+
+
+class Pause(Exception):
+    """Raised inside a rule's text where it needs a sum that the engine must first collect from elsewhere."""
+
+    def __init__(self, partials: Sequence[Any]) -> None:
+        super().__init__("waiting for sums")
+        self.partials = partials
+
+
+class State:
+    """The state of one parameter as its rule sees it: one attribute a slot, in the dtype of the maths."""
+
+    def __init__(self, slots: Mapping[str, Any]) -> None:
+        self.__dict__.update(slots)
+
+    def __getattr__(self, name: str) -> Tensor:
+        raise AttributeError(f"the rule uses state {name!r}, which its slots() does not declare")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.__dict__
+
+
+class Across:
+    """Sums of the values that the text has in its hands; they are all there is. Other ways to sum derive from it."""
+
+    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        """Complete sums over one tensor from sums over the part in hand; dims are those summed, None for all."""
+        return partials
+
+    def overall(self, partials: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Complete sums over every tensor of the step."""
+        return partials
+
+
+class OverallKnown(Across):
+    """Tensors are whole, but sums over all tensors come from earlier passes over the model."""
+
+    def __init__(self, totals: Sequence[tuple[Any, ...]]) -> None:
+        self.totals = totals
+        self.asked = 0
+
+    def overall(self, partials: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.asked == len(self.totals):
+            raise Pause(partials)
+        self.asked += 1
+        return self.totals[self.asked - 1]
+
+
+class Known:
+    """Scalars and flags as attributes, and the sums that a rule may ask for.
+
+    Every numeric option of the parameter group is here under its own name (``betas`` as ``beta1``, ``beta2``, ...),
+    together with what the rule's ``scalars`` returned; booleans, strings and None are fixed flags, on which the text
+    may branch. A call of one of the methods is one round of communication where tensors are spread over machines.
+    """
+
+    def __init__(self, values: Mapping[str, Any], across: Across | None = None) -> None:
+        self.__dict__.update(values)
+        self.across = across or Across()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the rule uses {name!r}, which is neither an option nor one of its scalars")
+
+    def sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        """Sums over all elements of each."""
+        return self.across.own(tuple(x.sum() for x in xs), (None,) * len(xs))
+
+    def complete(self, *begun: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """Sums that the text has begun over the part in hand, each with the dimensions that it sums over."""
+        return self.across.own(tuple(partial for partial, _ in begun), tuple(dims for _, dims in begun))
+
+    def sums_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """For each (x, dims) the sums over these dimensions, which stay as size 1."""
+        return self.complete(*((x.sum(dims, keepdim=True) if dims else x, dims) for x, dims in pairs))
+
+    def means_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """For each (x, dims) the means over these dimensions, which stay as size 1."""
+        sums = self.sums_over(*pairs)
+        return tuple(total / self.count(dims) for total, (_, dims) in zip(sums, pairs, strict=True))
+
+    def count(self, dims: tuple[int, ...]) -> Any:
+        """The number of elements along these dimensions of the whole parameter."""
+        return math.prod(self.shape[d] for d in dims)
+
+    def norms(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        """Euclidean norms over all elements of each."""
+        squares = self.across.own(tuple(_square_sum(x) for x in xs), (None,) * len(xs))
+        return tuple(torch.sqrt(square) for square in squares)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Euclidean norm over all elements."""
+        return self.norms(x)[0]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean over all elements."""
+        return self.sums(x)[0] / self.numel
+
+    def rms(self, x: Tensor) -> Tensor:
+        """Root of the mean square over all elements."""
+        return torch.sqrt(self.across.own((_square_sum(x),), (None,))[0] / self.numel)
+
+    def overall_sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
+        """Sums over the elements of every tensor of this step, of each."""
+        return self.across.overall(tuple(_list_total(x.sum()) for x in xs))
+
+    def overall_norm(self, x: Tensor) -> Tensor:
+        """Euclidean norm over the elements of every tensor of this step."""
+        return torch.sqrt(self.across.overall((_list_total(_square_sum(x)),))[0])
+
+
+def _square_sum(x: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return (x * x).sum()
+    norm = torch.linalg.vector_norm(x)
+    return norm * norm
+
+
+def _list_total(total: Any) -> Any:
+    return torch.stack(total.tensors).sum() if isinstance(total, TensorList) else total

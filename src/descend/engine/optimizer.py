@@ -1,0 +1,307 @@
+"""The base of every optimizer: torch's conventions on one side, a rule's few lines on the other."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal, overload
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine import executors, options, serial
+from descend.engine.job import Job
+from descend.engine.known import Known, State
+from descend.engine.options import COMMON_DEFAULTS, Common
+from descend.engine.slots import Slot
+from descend.engine.text import decay_scalars, take
+
+Reach = Literal["elementwise", "tensor", "rows", "matrix"]
+Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A rule, carried out by the engine.
+
+    A subclass states its state (:meth:`slots`), its scalars (:meth:`scalars`) and its direction
+    (:meth:`direction`), all static methods, for a rule sees values and never the optimizer.
+
+    Args:
+        params: tensors, (name, tensor) pairs, or dicts that are parameter groups, as in torch.
+        defaults: the optimizer's own options.
+        **common: the options of :class:`~descend.engine.options.Common`.
+
+    Raises:
+        TypeError: for an option that the optimizer does not have.
+        ValueError: for an option out of its range, in a group or for all; the message says what would be right.
+    """
+
+    reach: ClassVar[Reach] = "elementwise"
+    #: State names that checkpoints of timm or torch use for ours.
+    foreign_names: ClassVar[Mapping[str, str]] = {}
+    #: State that is kept beside the slots, loaded as it is.
+    extra_state: ClassVar[frozenset[str]] = frozenset()
+    #: Scalars that a parameter carries from step to step on the host, with their start.
+    carried: ClassVar[Mapping[str, float]] = {}
+    #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
+    structural: ClassVar[frozenset[str]] = frozenset()
+    #: Common options that the rule cannot honour, with the reason.
+    refused: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Unpack[Common]) -> None:
+        kind = type(self).__name__
+        options.reject_unknown(kind, common, (*defaults, *COMMON_DEFAULTS))
+        merged = {**COMMON_DEFAULTS, **common, **defaults}
+        self._check(merged, merged)
+        super().__init__(params, merged)
+
+    # ------------------------------------------------------------------ the rule, as subclasses write it
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        """The state that the rule keeps for parameter `p` under the options `h`."""
+        return {}
+
+    @staticmethod
+    def traits(h: Any, p: Tensor) -> dict[str, Any]:
+        """Flags that depend on the parameter's shape: which way of a rule with several ways it goes."""
+        return {}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        """The scalars of step `t` (1 at a parameter's first), from the options `h` and what is carried, `c`.
+
+        Arithmetic only, so that the same lines run on Python floats and, with ``capturable``, on 0-d tensors. Every
+        numeric option is known to the text anyway. ``gain`` multiplies the lr; carried scalars are assigned on `c`.
+        """
+        return {}
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        """Move the state `s` by the gradient `g` and return the direction in which the parameter descends."""
+        raise NotImplementedError("an optimizer defines direction(p, g, s, k), or move(p, g, s, k)")
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        """Change `p` itself: the door for rules whose step is more than lr times a direction."""
+        take(p, cls.direction(p, g, s, k), g, k)
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        """How weight decay enters: into the gradient, onto the parameter, or by the rule's own lines."""
+        return "decoupled"
+
+    @staticmethod
+    def check(h: Any) -> None:
+        """Raise ValueError where options contradict each other."""
+
+    # ------------------------------------------------------------------ torch's interface
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; its options are checked like the constructor's, before anything changes."""
+        kind = type(self).__name__
+        if not isinstance(param_group, dict):
+            raise TypeError(f"{kind}: a parameter group must be a dict, got {type(param_group).__name__}")
+        options.reject_misspelt(kind, param_group, self.defaults)
+        merged = {**self.defaults, **param_group}
+        self._check(merged, self.defaults)
+        group = dict(param_group)
+        params = group.get("params", [])
+        group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        for i, entry in enumerate(group["params"]):
+            name, p = entry if isinstance(entry, tuple) else (str(i), entry)
+            options.check_parameter(kind, name, p)
+        if merged.get("corrected_weight_decay") and "max_lr_snapshot" not in group:
+            group["max_lr_snapshot"] = float(self.defaults["lr"])
+        super().add_param_group(group)
+        for group in self.param_groups[-1:]:
+            for i, p in enumerate(group["params"]):
+                names = group.get("param_names")
+                try:
+                    self.slots(SimpleNamespace(**group), p)
+                except ValueError as error:
+                    self.param_groups.pop()
+                    raise ValueError(f"{kind}: parameter {names[i] if names else i}: {error}") from None
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move every parameter that has a gradient by one step.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._run(self._jobs())
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state_dict, with the version of its format."""
+        return serial.stamped(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave, or a checkpoint of the same optimizer from timm or torch.
+
+        Parameters are matched by ``param_names`` where both sides have them, else by position. State keeps the dtype
+        that the options ask for. Everything is checked before anything is changed.
+
+        Raises:
+            ValueError: if the groups, the names of the state or its shapes are not this optimizer's.
+        """
+        serial.load(self, state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+    def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
+        """Bytes of state that this optimizer keeps for one parameter, without making any."""
+        slots = self.slots(SimpleNamespace(**(group or self.defaults)), param)
+        meta = torch.empty_like(param, device="meta")
+        tensors = [slot.new(meta) for slot in slots.values()]
+        return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(self.carried)
+
+    # ------------------------------------------------------------------ what a step works on
+
+    def _check(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        kind = type(self).__name__
+        for name, default in defaults.items():
+            if name in self.refused and values[name]:
+                raise ValueError(f"{kind}: {name}={values[name]!r} is not possible: {self.refused[name]}")
+            class_default, optional = _signature(type(self)).get(name, (default, default is None))
+            options.check_option(kind, name, values[name], class_default, optional)
+        if values.get("foreach") and values.get("fused"):
+            raise ValueError(f"{kind}: foreach=True and fused=True exclude each other, set at most one")
+        if values.get("corrected_weight_decay") and not float(values["lr"] or 0.0) > 0:
+            raise ValueError(f"{kind}: lr={values['lr']!r}, corrected_weight_decay needs a positive lr to refer to")
+        try:
+            self.check(SimpleNamespace(**values))
+        except ValueError as error:
+            raise ValueError(f"{kind}: {error}") from None
+
+    def _run(self, jobs: list[Job]) -> None:
+        executors.run(type(self), jobs)
+
+    def _jobs(self) -> list[Job]:
+        """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
+        kind = type(self).__name__
+        found: list[tuple[int, dict[str, Any], Tensor, Tensor]] = []
+        for index, group in enumerate(self.param_groups):
+            for position, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    if p.grad.is_sparse:
+                        raise RuntimeError(
+                            f"{kind}: the gradient of parameter {_name(group, position)} is sparse; "
+                            "make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam for it"
+                        )
+                    found.append((index, group, p, p.grad))
+        resolved = {index: self._resolve(group) for index, group, _, _ in found}
+        return [self._job(p, g, group, resolved[index]) for index, group, p, g in found]
+
+    def _resolve(self, group: dict[str, Any]) -> _Resolved:
+        numbers: dict[str, Any] = {}
+        flags: dict[str, Any] = {}
+        for name in (*self.defaults, "max_lr_snapshot"):
+            value = group.get(name)
+            if name.startswith("betas") and value is not None:
+                numbers[name] = tuple(_number(beta, group) for beta in value)
+            elif isinstance(value, (bool, str, type(None))) or name in self.structural:
+                flags[name] = value
+            elif isinstance(value, (int, float, Tensor)):
+                numbers[name] = _number(value, group)
+            else:
+                flags[name] = tuple(value) if isinstance(value, list) else value
+        return _Resolved(group, SimpleNamespace(**numbers, **flags), numbers, flags, self.decay(SimpleNamespace(**group)))
+
+    def _job(self, p: Tensor, g: Tensor, group: dict[str, Any], r: _Resolved) -> Job:
+        state = self.state[p]
+        slots, traits = self.slots(r.h, p), self.traits(r.h, p)
+        if "step" not in state:
+            device = p.device if group["capturable"] else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        for name, start in self.carried.items():
+            if name not in state:
+                device = p.device if group["capturable"] else "cpu"
+                state[name] = torch.full((), start, dtype=torch.float64, device=device)
+        for name, slot in slots.items():
+            if name not in state:
+                state[name] = slot.new(p)
+        if group["capturable"]:
+            t: Any = state["step"].to(torch.float64) + 1
+            known, carried = self._known(t, r, {name: state[name] for name in self.carried}, traits)
+        else:
+            t = state["step"].item() + 1
+            before = tuple(state[name].item() for name in self.carried)
+            key = (t, before, *traits.items())
+            entry = r.cache.get(key)
+            if entry is None:
+                entry = r.cache[key] = self._known(t, r, dict(zip(self.carried, before, strict=True)), traits)
+            known, carried = entry
+        return Job(p, g, state, slots, group, known, carried)
+
+    def _known(
+        self, t: Any, r: _Resolved, carried: dict[str, Any], traits: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The values that the text knows at step t, and the carried scalars after it."""
+        c = SimpleNamespace(**carried)
+        known = {**r.flags, **traits}
+        for name, value in r.numbers.items():
+            if isinstance(value, tuple):
+                stem = name.replace("betas", "beta", 1)
+                known.update({f"beta{i + 1}{stem[4:]}": beta for i, beta in enumerate(value)})
+            else:
+                known[name] = value
+        known["decay"] = r.decay
+        known["t"] = t
+        known["gain"] = 1.0
+        known.update(decay_scalars(r.decay, r.h))
+        known.update(self.scalars(t, r.h, c))
+        known.setdefault("step_size", known["gain"] if known["lr"] is None else known["lr"] * known["gain"])
+        return known, vars(c)
+
+
+@functools.cache
+def _signature(kind: type[Optimizer]) -> dict[str, tuple[Any, bool]]:
+    """The default of each of the constructor's arguments, and whether it may be None."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return {p.name: (p.default, "None" in str(p.annotation)) for p in parameters if p.default is not p.empty}
+
+
+class _Resolved:
+    """A parameter group's options as the rule's scalars see them, for the length of one step."""
+
+    def __init__(
+        self, group: dict[str, Any], h: SimpleNamespace, numbers: dict[str, Any], flags: dict[str, Any], decay: Decay
+    ) -> None:
+        self.group, self.h, self.numbers, self.flags, self.decay = group, h, numbers, flags, decay
+        self.cache: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+
+def _number(value: Any, group: dict[str, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(torch.float64).reshape(()) if group["capturable"] else float(value)
+    return value if value is None else float(value)
+
+
+def _name(group: dict[str, Any], position: int) -> str:
+    names = group.get("param_names")
+    return str(names[position] if names else position)
+
+
+ParamsLike = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]

@@ -1,0 +1,173 @@
+"""The options that every optimizer shares, and the checks that every option passes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Common(TypedDict, total=False):
+    """Keyword-only options with one name and one meaning on every optimizer, valid in any parameter group.
+
+    Attributes:
+        foreach: run as multi-tensor operations. None: torch's own default for the device.
+        fused: run as one compiled pass over memory. None: off, torch's own default.
+        capturable: keep the step counter on the parameter's device and never synchronise with the host.
+        maximize: ascend instead of descending.
+        caution: keep only the components of the step whose sign agrees with the gradient's, scaled up by the share
+            kept: u·1[u·g > 0] / max(mean(1[u·g > 0]), 1e-3) (Liang et al., Cautious Optimizers, 2024,
+            arXiv 2411.16085).
+        corrected_weight_decay: decoupled decay of lr²/max_lr·weight_decay instead of lr·weight_decay, where max_lr is
+            the lr given to the constructor (Defazio, Why Gradients Rapidly Increase Near the End of Training, 2025,
+            arXiv 2506.02285).
+        cautious_weight_decay: decoupled decay only where the parameter and the step have the same sign (Chen et al.,
+            Cautious Weight Decay, 2025, arXiv 2510.12402).
+        grams: the step's magnitude with the gradient's sign (Cao et al., Grams, 2024, arXiv 2412.17107).
+        update_clip: the step's root mean square is brought down to this where it is larger. > 0.
+        centralize_grad: gradients of two and more dimensions lose their mean over all dimensions but the first
+            (Yong et al., Gradient Centralization, 2020, arXiv 2004.01461).
+        adaptive_grad_clip: the norm of every unit's gradient is at most this share of the unit's own norm, which counts
+            as at least 1e-3 (Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021,
+            arXiv 2102.06171). > 0.
+        hyperball: the step keeps the norm of the parameter and is measured in it: p' = p − lr·‖p‖·u/‖u‖, then
+            p'·‖p‖/‖p'‖; there is no weight decay (Hyperball).
+    """
+
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    maximize: bool
+    caution: bool
+    corrected_weight_decay: bool
+    cautious_weight_decay: bool
+    grams: bool
+    update_clip: float | None
+    centralize_grad: bool
+    adaptive_grad_clip: float | None
+    hyperball: bool
+
+
+COMMON_DEFAULTS: Mapping[str, Any] = {
+    "foreach": None,
+    "fused": None,
+    "capturable": False,
+    "maximize": False,
+    "caution": False,
+    "corrected_weight_decay": False,
+    "cautious_weight_decay": False,
+    "grams": False,
+    "update_clip": None,
+    "centralize_grad": False,
+    "adaptive_grad_clip": None,
+    "hyperball": False,
+}
+
+# Keys that frameworks put into parameter groups; they only ever look like options.
+_KEPT_KEYS = frozenset(
+    ("params", "param_names", "name", "names", "lr_scale", "initial_lr", "max_lr", "min_lr", "max_lr_snapshot",
+     "layer_scale", "base_momentum", "max_momentum", "differentiable", "use_fallback", "swa_lr", "group_name", "beta1")
+)  # fmt: skip
+
+_NOT_NEGATIVE = (
+    "lr", "eps", "eps_scale", "weight_decay", "update_clip", "adaptive_grad_clip", "max_grad_norm", "trust_coeff",
+    "clip_threshold", "clipping_threshold", "schedule_decay", "momentum_decay", "delta", "wd_ratio", "lr_decay",
+    "initial_accumulator_value", "hessian_power", "lambd", "t0", "gamma", "lr_1d_factor", "d0", "d_coef",
+    "growth_rate", "alpha_mix", "warmup_steps", "r", "weight_lr_power", "fallback_lr_scale", "precond_lr",
+)  # fmt: skip
+_POSITIVE = ("update_clip", "adaptive_grad_clip", "clip_threshold", "clipping_threshold", "max_grad_norm")
+_UNIT_INTERVAL = ("momentum", "dampening", "rho", "alpha")
+
+
+def reject_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for the first name in `given` that is not in `known`, with the nearest ones."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{kind} has no option {name!r}{_nearest(name, known)}")
+
+
+def reject_misspelt(kind: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Raise for a group key that is plainly a misspelt option; other strangers belong to the user."""
+    known = [k for k in known if k != "params"]
+    for key in keys:
+        if key in known or key in _KEPT_KEYS:
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if near:
+            raise ValueError(f"{kind}: parameter group key {key!r} looks like a misspelt option; did you mean {near[0]!r}?")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    if near:
+        return "; did you mean " + " or ".join(map(repr, near)) + "?"
+    return "; it has " + ", ".join(sorted(known))
+
+
+def check_option(kind: str, name: str, value: Any, default: Any, optional: bool) -> None:
+    """Raise ValueError unless `value` is one that option `name` can take.
+
+    Args:
+        kind: the optimizer's name, for the message.
+        name: the option's name.
+        value: what came.
+        default: the class default, which tells the type and how many betas there are.
+        optional: whether None is allowed.
+    """
+    if value is None:
+        if default is not None and not optional:
+            raise ValueError(f"{kind}: {name}=None, expected {_expected(name, default)}")
+        return
+    if isinstance(default, bool) and not isinstance(value, (bool, int)):
+        raise ValueError(f"{kind}: {name}={value!r}, expected True or False")
+    if name.startswith("betas"):
+        _check_betas(kind, name, value, default)
+    elif isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{kind}: Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+    elif name in _NOT_NEGATIVE:
+        _check_number(kind, name, value, 0.0, math.inf, open_low=name in _POSITIVE)
+    elif name in _UNIT_INTERVAL:
+        _check_number(kind, name, value, 0.0, 1.0)
+
+
+def _check_number(kind: str, name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
+    inside = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+    if not inside or (open_low and value == low):
+        limits = f"a finite number {'>' if open_low else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
+        raise ValueError(f"{kind}: {name}={value!r}, expected {limits}")
+
+
+def _check_betas(kind: str, name: str, value: Any, default: Any) -> None:
+    try:
+        betas = tuple(value)
+    except TypeError:
+        raise ValueError(f"{kind}: {name}={value!r}, expected a tuple of numbers in [0, 1)") from None
+    count = len(default) if default is not None else len(betas)
+    if len(betas) != count or not betas:
+        raise ValueError(f"{kind}: {name}={value!r} has {len(betas)} values, expected {count}")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            continue
+        if beta is None and default is not None and default[i] is None:
+            continue
+        if not isinstance(beta, (int, float)) or not 0.0 <= beta < 1.0:
+            raise ValueError(f"{kind}: {name}[{i}]={beta!r}, expected a number in [0, 1)")
+
+
+def _expected(name: str, default: Any) -> str:
+    return "True or False" if isinstance(default, bool) else f"a value such as {default!r}"
+
+
+def check_parameter(kind: str, name: str, p: Any) -> None:
+    """Raise unless `p` is a tensor that an optimizer can move: a leaf of a floating or complex dtype."""
+    if isinstance(p, Tensor):
+        if not (p.is_floating_point() or p.is_complex()):
+            raise ValueError(f"{kind}: parameter {name} has dtype {p.dtype}, expected a floating-point or complex dtype")
+        if p.layout != torch.strided:
+            raise ValueError(f"{kind}: parameter {name} has layout {p.layout}, expected dense (torch.strided)")

@@ -1,0 +1,159 @@
+"""Saving and loading optimizer state: named, versioned, in the dtypes that were asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from descend.engine.optimizer import Optimizer
+
+FORMAT = 1
+_FORMAT_KEY = "descend_format"
+# What timm and torch keep in a state beside a rule's slots, and we need not.
+_FOREIGN_KEYS = frozenset(("RMS", "hessian step", "exp_avg_lr_1", "exp_avg_lr_2"))
+
+
+def stamped(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state_dict with the version of its format."""
+    return {**state_dict, _FORMAT_KEY: FORMAT}
+
+
+def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Load a state_dict of ours, of timm's or of torch's; see ``Optimizer.load_state_dict``."""
+    given = dict(state_dict)
+    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = hook(optimizer, given)
+        if changed is not None:
+            given = changed
+    kind = type(optimizer).__name__
+    if given.get(_FORMAT_KEY, FORMAT) > FORMAT:
+        raise ValueError(f"{kind}: state_dict has format {given[_FORMAT_KEY]}, this version reads up to {FORMAT}")
+    saved_groups = copy.deepcopy(given["param_groups"])
+    _check_groups(optimizer, saved_groups)
+    state: dict[Tensor, dict[str, Any]] = {}
+    matched = set()
+    for p, group, index, saved_group in _pairs(optimizer, saved_groups):
+        matched.add(index)
+        if index in given["state"]:
+            entry = _adopt(optimizer, given["state"][index], saved_group)
+            state[p] = _placed(optimizer, p, {**group, **_options(saved_group)}, entry)
+    others = {key: value for key, value in given["state"].items() if key not in matched and not isinstance(key, int)}
+
+    groups = [
+        {**group, **_options(saved), "params": group["params"]}
+        for group, saved in _group_pairs(optimizer, saved_groups)
+    ]
+    optimizer.__setstate__({"state": {**state, **others}, "param_groups": groups})
+    optimizer.state = _default_dict(optimizer.state)
+    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        post_hook(optimizer)
+
+
+def _default_dict(state: Mapping[Any, Any]) -> Any:
+    from collections import defaultdict
+
+    return defaultdict(dict, state)
+
+
+def _options(saved_group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in saved_group.items() if name not in ("params", "param_names", "step")}
+
+
+def _check_groups(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
+    kind = type(optimizer).__name__
+    own = optimizer.param_groups
+    if len(own) != len(saved):
+        raise ValueError(f"{kind}: state_dict has {len(saved)} parameter groups, expected {len(own)}")
+    if _by_name(optimizer, saved):
+        return
+    for i, (group, saved_group) in enumerate(zip(own, saved, strict=True)):
+        if len(group["params"]) != len(saved_group["params"]):
+            raise ValueError(
+                f"{kind}: group {i} of the state_dict has {len(saved_group['params'])} parameters, "
+                f"expected {len(group['params'])}"
+            )
+
+
+def _by_name(optimizer: Optimizer, saved: list[dict[str, Any]]) -> bool:
+    named = all("param_names" in group for group in (*optimizer.param_groups, *saved))
+    if not named:
+        return False
+    own_names = {name for group in optimizer.param_groups for name in group["param_names"]}
+    return own_names == {name for group in saved for name in group["param_names"]}
+
+
+def _group_pairs(
+    optimizer: Optimizer, saved: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each own group with the saved group that its first parameter was in."""
+    if not _by_name(optimizer, saved):
+        yield from zip(optimizer.param_groups, saved, strict=True)
+        return
+    home = {name: group for group in saved for name in group["param_names"]}
+    for group, fallback in zip(optimizer.param_groups, saved, strict=True):
+        yield group, home[group["param_names"][0]] if group["param_names"] else fallback
+
+
+def _pairs(
+    optimizer: Optimizer, saved: list[dict[str, Any]]
+) -> Iterator[tuple[Tensor, dict[str, Any], Any, dict[str, Any]]]:
+    """Each parameter and its group with the saved index and group that belong to it."""
+    if _by_name(optimizer, saved):
+        home = {
+            name: (index, group)
+            for group in saved
+            for name, index in zip(group["param_names"], group["params"], strict=True)
+        }
+        for group in optimizer.param_groups:
+            for name, p in zip(group["param_names"], group["params"], strict=True):
+                yield p, group, *home[name]
+        return
+    for group, saved_group in zip(optimizer.param_groups, saved, strict=True):
+        for p, index in zip(group["params"], saved_group["params"], strict=True):
+            yield p, group, index, saved_group
+
+
+def _adopt(optimizer: Optimizer, entry: Mapping[str, Any], saved_group: Mapping[str, Any]) -> dict[str, Any]:
+    """State as we name it: steps counted for the group or not at all, and names that differ in timm or torch."""
+    adopted = {name: value for name, value in entry.items() if name not in _FOREIGN_KEYS and value is not None}
+    for theirs, ours in optimizer.foreign_names.items():
+        if theirs in adopted:
+            adopted[ours] = adopted.pop(theirs)
+    if adopted and "step" not in adopted:
+        adopted["step"] = saved_group.get("step", 1)
+    return adopted
+
+
+def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of the tensors in the dtype, layout and device that this optimizer keeps them in."""
+    kind = type(optimizer).__name__
+    h = SimpleNamespace(**{**optimizer.defaults, **group})
+    slots = optimizer.slots(h, p)
+    placed: dict[str, Any] = {}
+    for name, value in entry.items():
+        scalar = name == "step" or name in optimizer.carried
+        if scalar:
+            device = p.device if h.capturable else "cpu"
+            dtype = torch.float32 if name == "step" else torch.float64
+            placed[name] = torch.as_tensor(value, dtype=dtype, device=device).clone().reshape(())
+        elif name in slots:
+            fresh = slots[name].new(p)
+            value = torch.as_tensor(value)
+            if value.numel() != fresh.numel() or (value.shape != fresh.shape and value.dim() == fresh.dim()):
+                raise ValueError(
+                    f"{kind}: state {name!r} has shape {tuple(value.shape)}, expected {tuple(fresh.shape)} "
+                    f"for a parameter of shape {tuple(p.shape)}"
+                )
+            placed[name] = fresh.copy_(value.reshape(fresh.shape))
+        elif name in optimizer.extra_state:
+            placed[name] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        else:
+            known = ", ".join(["step", *optimizer.carried, *slots])
+            raise ValueError(f"{kind}: state_dict has state {name!r}; this optimizer keeps {known}. Is it another's?")
+    return placed

@@ -1,0 +1,87 @@
+"""What a rule keeps for a parameter: declared here, allocated and stored by the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["signed", "positive", "position"]
+Start = Literal["fill", "parameter"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of optimizer state.
+
+    Args:
+        kind: "signed" and "positive" tensors may be quantised; a "position" is a point in parameter space
+            (MADGRAD's ``x0``, slow weights), which never is.
+        fill: the value that a new slot is filled with.
+        start: "parameter" copies the parameter instead.
+        reduce: the dimensions of the parameter that this slot lacks; "all" leaves a 0-d tensor.
+        keepdim: reduced dimensions stay as size 1.
+        shape: an explicit shape, for slots that follow none of the parameter's dimensions (Kronecker factors).
+        eye: start as the identity matrix.
+        dtype: a fixed dtype instead of the one that the engine chooses.
+    """
+
+    kind: Kind = "signed"
+    fill: float = 0.0
+    start: Start = "fill"
+    reduce: tuple[int, ...] | Literal["all"] = ()
+    keepdim: bool = False
+    shape: tuple[int, ...] | None = None
+    eye: bool = False
+    dtype: torch.dtype | None = None
+
+    @property
+    def like_parameter(self) -> bool:
+        """Whether the slot has the parameter's own shape, and so may be flattened and cut like it."""
+        return self.shape is None and self.reduce == ()
+
+    def shape_for(self, p: Tensor) -> tuple[int, ...]:
+        """The slot's shape for this parameter."""
+        if self.shape is not None:
+            return self.shape
+        if self.reduce == "all":
+            return ()
+        gone = {d % p.dim() for d in self.reduce}
+        if self.keepdim:
+            return tuple(1 if d in gone else n for d, n in enumerate(p.shape))
+        return tuple(n for d, n in enumerate(p.shape) if d not in gone)
+
+    def new(self, p: Tensor) -> Tensor:
+        """A fresh tensor for this parameter, in its memory layout and on its device."""
+        dtype = self.dtype or state_dtype(p)
+        if self.start == "parameter":
+            return p.detach().to(dtype, copy=True)
+        if self.like_parameter:
+            new = torch.empty_like(p, dtype=dtype, requires_grad=False)
+            (torch.view_as_real(new) if new.is_complex() else new).fill_(self.fill)
+            return new
+        if self.eye:
+            return torch.eye(self.shape_for(p)[-1], dtype=dtype, device=p.device).mul_(self.fill or 1.0)
+        return torch.full(self.shape_for(p), self.fill, dtype=dtype, device=p.device)
+
+
+def signed(fill: float = 0.0) -> Slot:
+    """A slot of the parameter's shape that takes both signs: a momentum."""
+    return Slot("signed", fill)
+
+
+def positive(fill: float = 0.0) -> Slot:
+    """A slot of the parameter's shape that is never negative: a second moment."""
+    return Slot("positive", fill)
+
+
+def position() -> Slot:
+    """A slot that starts as a copy of the parameter and is a point in its space."""
+    return Slot("position", start="parameter")
+
+
+def state_dtype(p: Tensor) -> torch.dtype:
+    """float32 for half-precision parameters, the parameter's own dtype (complex included) elsewhere."""
+    return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype

@@ -1,0 +1,100 @@
+"""The text of one step: what every rule has around it, in the order that it happens."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from descend.engine.known import Known, State
+from descend.terms import add_scaled, clip_ratio, plus, scale
+
+
+class Rule(Protocol):
+    """The part of an optimizer class that the text needs."""
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None: ...
+
+
+def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    """Carry one parameter, or one list of parameters, over one step."""
+    if k.maximize:
+        g = -g
+    if k.adaptive_grad_clip is not None:
+        g = clip_to_units(g, p, k)
+    if k.centralize_grad and k.ndim > 1:
+        g = g - k.means_over((g, tuple(range(1, k.ndim))))[0]
+    if k.decay == "coupled":
+        g = plus(g, p, k.weight_decay)
+    rule.move(p, g, s, k)
+
+
+def take(p: Tensor, d: Tensor, g: Tensor, k: Known) -> None:
+    """p ← decay·p − step_size·d, with the stages that shape a direction around it."""
+    d = shape_direction(d, g, k)
+    if k.hyperball:
+        keep_norm(p, d, k)
+        return
+    if k.decay in ("decoupled", "fixed"):
+        decay_weights(p, d, k)
+    add_scaled(p, d, -k.step_size)
+
+
+def shape_direction(d: Tensor, g: Tensor, k: Known) -> Tensor:
+    """The stages between a rule's direction and the step."""
+    if k.caution:
+        d = cautious(d, g, k)
+    if k.grams:
+        d = torch.sign(g) * torch.abs(d)
+    if k.update_clip is not None:
+        d = d / clip_ratio(k.rms(d) * k.gain, k.update_clip)
+    return d
+
+
+def decay_weights(p: Tensor, d: Tensor, k: Known) -> None:
+    """p ← p − amount·p, with the cautious form only where p and d have one sign."""
+    if k.cautious_weight_decay:
+        opposed = torch.sign(p * d).clamp_max(0.0)
+        add_scaled(p, p + p * opposed, -k.decay_amount)
+    else:
+        scale(p, k.decay_factor)
+
+
+def cautious(d: Tensor, g: Tensor, k: Known) -> Tensor:
+    """d·1[d·g > 0] / max(mean(1[d·g > 0]), 1e-3)."""
+    agrees = torch.sign(d * g).clamp_min(0.0)
+    return d * agrees / torch.clamp(k.mean(agrees), min=1e-3)
+
+
+def clip_to_units(g: Tensor, p: Tensor, k: Known) -> Tensor:
+    """g scaled so that no unit (a slice of dimension 0) has ‖g‖ > clip·max(‖p‖, 1e-3)."""
+    dims = tuple(range(1, k.ndim))
+    p_sq, g_sq = k.sums_over((p * p, dims), (g * g, dims))
+    limit = torch.clamp(torch.sqrt(p_sq), min=1e-3) * k.adaptive_grad_clip
+    norm = torch.clamp(torch.sqrt(g_sq), min=1e-6)
+    return g * torch.clamp(limit / norm, max=1.0)
+
+
+def keep_norm(p: Tensor, d: Tensor, k: Known) -> None:
+    """p ← (p − lr·‖p‖·d/‖d‖) brought back to ‖p‖; a zero parameter takes the plain step."""
+    p_norm, d_norm = k.norms(p, d)
+    usable = (p_norm > 0) & (d_norm > 0)
+    reach = torch.where(usable, p_norm / torch.where(usable, d_norm, 1.0), k.gain) * k.lr
+    moved = p - d * reach
+    back = torch.where(usable, p_norm / torch.where(usable, k.norm(moved), 1.0), 1.0)
+    p.copy_(moved * back)
+
+
+def decay_scalars(kind: str, h: Any) -> dict[str, Any]:
+    """What decoupled decay takes from a parameter in this step, and what it leaves."""
+    if kind == "fixed":
+        amount = h.weight_decay
+    elif kind != "decoupled":
+        return {}
+    elif h.corrected_weight_decay:
+        amount = h.lr * h.lr / h.max_lr_snapshot * h.weight_decay
+    else:
+        amount = h.lr * h.weight_decay
+    return {"decay_factor": 1 - amount, "decay_amount": amount}

@@ -1,0 +1,162 @@
+"""Adafactor: the second moment of a matrix from its row and column means."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import cautious
+from descend.terms import add_scaled, clip_ratio, ema, least, most
+
+
+def factored_slots(dims: tuple[int, int] | None) -> dict[str, Slot]:
+    """Row and column averages where two dimensions are factored, else the whole second moment."""
+    if dims is None:
+        return {"exp_avg_sq": positive()}
+    across_rows, along_rows = dims
+    return {
+        "exp_avg_sq_row": Slot("positive", reduce=(along_rows,)),
+        "exp_avg_sq_col": Slot("positive", reduce=(across_rows,)),
+    }
+
+
+def factored_root(sq: Tensor, s: State, weight: Any, k: Known) -> Tensor:
+    """Move the row and column averages towards those of `sq`; return 1/√(R·C/mean(R))."""
+    across_rows, along_rows = k.factored
+    rows, cols = s.exp_avg_sq_row.unsqueeze(along_rows), s.exp_avg_sq_col.unsqueeze(across_rows)
+    row_sum, col_sum = sq.sum(along_rows, keepdim=True), sq.sum(across_rows, keepdim=True)
+    row_sum, col_sum, all_sum, rows_sum = k.complete(
+        (row_sum, (along_rows,)),
+        (col_sum, (across_rows,)),
+        (row_sum.sum(across_rows, keepdim=True), (across_rows, along_rows)),
+        (rows.sum(across_rows, keepdim=True), (across_rows,)),
+    )
+    along, across = k.count((along_rows,)), k.count((across_rows,))
+    mean_of_rows = (rows_sum + (all_sum / along - rows_sum) * weight) / across
+    ema(rows, row_sum / along, weight)
+    ema(cols, col_sum / across, weight)
+    return torch.rsqrt(rows / mean_of_rows) * torch.rsqrt(cols)
+
+
+class Adafactor(Optimizer):
+    """Adafactor, with sublinear memory for matrices.
+
+    ::
+
+        R ← R + (1−β₂ₜ)(row means of g² + eps − R),  C likewise with column means,   β₂ₜ = 1 − t^decay_rate
+        u = g·√(mean(R)/(R·C)),                      or g/√V with V the average of g² + eps
+        u ← lrₜ·u/max(1, RMS(u)/clip_threshold)
+        M ← β₁M + (1−β₁)u,  u = M                    with betas
+        p ← p − weight_decay·lrₜ·p − u
+
+    where lrₜ is lr, or min(1e-2, 1/√t)·max(eps_scale, RMS(p)) when lr is None.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0; None: the relative step above.
+        eps: added to squared gradients, ≥ 0.
+        eps_scale: least scale of a parameter, ≥ 0; acts with lr=None and ``scale_parameter``.
+        clip_threshold: the root mean square that updates are brought down to, > 0.
+        decay_rate: exponent of t in 1 − β₂ₜ, < 0.
+        betas: the first is the decay rate of the average of updates, the rest are ignored; None: no average.
+        weight_decay: decoupled decay, in units of lrₜ, ≥ 0.
+        scale_parameter: multiply the relative step by the parameter's scale; acts with lr=None.
+        warmup_init: relative steps start at 1e-6·t; acts with lr=None.
+        min_dim_size_to_factor: both factored dimensions are larger than this, ≥ 0.
+        **common: see :class:`~descend.engine.options.Common`. ``caution`` acts on the average, as in timm.
+
+    Raises:
+        ValueError: for warmup_init together with an lr.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Adafactor(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Shazeer, Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018, arXiv 1804.04235. Which
+        dimensions are factored follows timm: the first two of four where both are large, else the last two.
+    """
+
+    reach: ClassVar[Reach] = "rows"
+    structural: ClassVar[frozenset[str]] = frozenset(("min_dim_size_to_factor",))
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor | None = None,
+        eps: float = 1e-30,
+        eps_scale: float = 1e-3,
+        clip_threshold: float = 1.0,
+        decay_rate: float = -0.8,
+        betas: tuple[float, ...] | None = None,
+        weight_decay: float = 0.0,
+        scale_parameter: bool = True,
+        warmup_init: bool = False,
+        *,
+        min_dim_size_to_factor: int = 16,
+        **common: Unpack[Common],
+    ) -> None:
+        scale = dict(eps=eps, eps_scale=eps_scale, clip_threshold=clip_threshold, decay_rate=decay_rate)
+        step = dict(lr=lr, betas=betas, weight_decay=weight_decay, scale_parameter=scale_parameter)
+        shape = dict(warmup_init=warmup_init, min_dim_size_to_factor=min_dim_size_to_factor)
+        super().__init__(params, {**step, **scale, **shape}, **common)
+
+    @staticmethod
+    def traits(h: Any, p: Tensor) -> dict[str, Any]:
+        n, least_size = p.shape, h.min_dim_size_to_factor
+        if p.dim() > 2 and n[0] > least_size and n[1] > least_size:
+            return {"factored": (0, 1)}
+        if p.dim() >= 2 and n[-2] > least_size and n[-1] > least_size:
+            return {"factored": (p.dim() - 2, p.dim() - 1)}
+        return {"factored": None}
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        slots = factored_slots(Adafactor.traits(h, p)["factored"])
+        return {"exp_avg": signed(), **slots} if h.betas is not None else slots
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        rate = h.lr
+        if rate is None:
+            rate = least(1e-6 * t if h.warmup_init else 1e-2, t**-0.5)
+        relative = h.lr is None and h.scale_parameter
+        return {"weight2": t**h.decay_rate, "rate": rate, "relative": relative}
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "own"
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if h.warmup_init and h.lr is not None:
+            raise ValueError(f"warmup_init=True with lr={h.lr!r}, expected lr=None: only relative steps warm up")
+        if not h.decay_rate < 0:
+            raise ValueError(f"decay_rate={h.decay_rate!r}, expected a number < 0")
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        rate = most(k.rms(p), k.eps_scale) * k.rate if k.relative else k.rate
+        sq = (g * g).add_(k.eps)
+        if k.factored is not None:
+            u = factored_root(sq, s, k.weight2, k).mul_(g)
+        else:
+            u = torch.rsqrt(ema(s.exp_avg_sq, sq, k.weight2)) * g
+        u = u * (rate / clip_ratio(k.rms(u), k.clip_threshold))
+        if "exp_avg" in s:
+            u = ema(s.exp_avg, u, 1 - k.beta1)
+            if k.caution:
+                u = cautious(u, g, k)
+        amount = rate * k.weight_decay
+        if isinstance(amount, Tensor) or amount != 0:
+            p.mul_(1 - amount)
+        add_scaled(p, u, -1.0)

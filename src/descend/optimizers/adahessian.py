@@ -1,0 +1,150 @@
+"""Adahessian: Adam with the diagonal of the Hessian in place of the gradient's square."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Optimizer
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.randomness import rademacher
+from descend.terms import ema, ema_sq
+
+
+class Adahessian(Optimizer):
+    """Adahessian, a second-order method; its backward pass needs ``create_graph=True``.
+
+    ::
+
+        D = mean over n_samples of z·∂(g·z)/∂p,  z uniform in {−1, 1}       (Hutchinson)
+        m ← β₁m + (1−β₁)g
+        v ← β₂v + (1−β₂)D²
+        p ← p − lr·weight_decay·p − lr·m̂/(v̂^(hessian_power/2) + eps)
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        eps: added to the denominator, ≥ 0.
+        weight_decay: decoupled decay, in units of lr, ≥ 0.
+        hessian_power: exponent of the curvature, ≥ 0.
+        update_each: estimate D at every so many steps of a parameter, ≥ 1.
+        n_samples: random vectors an estimate is averaged over, ≥ 1.
+        avg_conv_kernel: average |D| over the kernel of four-dimensional weights.
+        seed: of the random vectors; they depend on it, the step, the parameter and the element, and on nothing else.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Raises:
+        RuntimeError: at the step, if the gradients carry no graph.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Adahessian(layer.parameters(), lr=0.1)
+        >>> layer(torch.ones(2)).square().sum().backward(create_graph=True)
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+
+    Reference:
+        Yao et al., ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning, 2021, arXiv 2006.00719.
+    """
+
+    structural: ClassVar[frozenset[str]] = frozenset(("update_each", "n_samples", "seed"))
+    refused = {"capturable": "its step runs a backward pass", "maximize": "the curvature would change its sign"}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.1,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        hessian_power: float = 1.0,
+        update_each: int = 1,
+        n_samples: int = 1,
+        avg_conv_kernel: bool = False,
+        *,
+        seed: int = 2147483647,
+        **common: Unpack[Common],
+    ) -> None:
+        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, hessian_power=hessian_power)
+        probe = dict(update_each=update_each, n_samples=n_samples, avg_conv_kernel=avg_conv_kernel, seed=seed)
+        super().__init__(params, {**adam, **probe}, **common)
+
+    @property
+    def is_second_order(self) -> bool:
+        """True: training loops ask this to call ``backward(create_graph=True)``."""
+        return True
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"exp_avg": signed(), "exp_hessian_diag_sq": positive(), "hessian": signed()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        beta1, beta2 = h.betas
+        return {"weight1": 1 - beta1, "weight2": 1 - beta2, "gain": 1 / (1 - beta1**t), "debias2": 1 / (1 - beta2**t)}
+
+    @staticmethod
+    def check(h: Any) -> None:
+        for name in ("update_each", "n_samples"):
+            if getattr(h, name) < 1 or int(getattr(h, name)) != getattr(h, name):
+                raise ValueError(f"{name}={getattr(h, name)!r}, expected an integer >= 1")
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        ema(s.exp_avg, g, k.weight1)
+        ema_sq(s.exp_hessian_diag_sq, s.hessian, k.weight2)
+        return s.exp_avg / ((s.exp_hessian_diag_sq * k.debias2) ** (k.hessian_power / 2)).add_(k.eps)
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Estimate the curvature, then move every parameter that has a gradient by one step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        jobs = self._jobs()
+        due = [job for job in jobs if (job.known["t"] - 1) % job.group["update_each"] == 0]
+        for job, estimate in zip(due, self._estimate([job.param for job in due], due), strict=True):
+            if job.group["avg_conv_kernel"] and job.param.dim() == 4:
+                estimate = estimate.abs().mean(dim=(2, 3), keepdim=True).expand_as(estimate)
+            job.state["hessian"].copy_(estimate)
+        self._run(jobs)
+        return loss
+
+    def _estimate(self, params: list[Tensor], jobs: list[Any]) -> list[Tensor]:
+        """Hutchinson's estimate of the Hessian's diagonal for each parameter."""
+        if not params:
+            return []
+        grads = [job.grad for job in jobs]
+        if not all(g.requires_grad for g in grads):
+            raise RuntimeError(
+                "Adahessian: gradients carry no graph; call loss.backward(create_graph=True) before step()"
+            )
+        index = {p: i for i, p in enumerate(q for group in self.param_groups for q in group["params"])}
+        totals = [torch.zeros_like(p) for p in params]
+        samples = max(job.group["n_samples"] for job in jobs)
+        for sample in range(samples):
+            active = [i for i, job in enumerate(jobs) if sample < job.group["n_samples"]]
+            probes = [
+                rademacher(params[i], jobs[i].group["seed"], int(jobs[i].known["t"]), index[params[i]], sample)
+                for i in active
+            ]
+            with torch.enable_grad():
+                products = torch.autograd.grad(
+                    [grads[i] for i in active],
+                    [params[i] for i in active],
+                    grad_outputs=probes,
+                    retain_graph=sample + 1 < samples,
+                    materialize_grads=True,
+                )
+            for i, z, product in zip(active, probes, products, strict=True):
+                totals[i] += z * product.detach() / jobs[i].group["n_samples"]
+        return totals

@@ -1,0 +1,96 @@
+"""ADOPT: Adam that divides by the second moment as it was before this gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.terms import choose, ema, ema_sq
+
+
+class Adopt(Optimizer):
+    """ADOPT, which converges with any β₂.
+
+    ::
+
+        t = 1:  v ← g²
+        t > 1:  u = clamp(g/max(√v, eps), ±(t−1)^clip_exp)
+                m ← β₁m + (1−β₁)u
+                p ← p − lr·m
+                v ← β₂v + (1−β₂)g²
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        eps: least denominator, ≥ 0.
+        clip_exp: exponent of the growing clip; None: no clip.
+        weight_decay: decay, ≥ 0; added to the gradient unless ``decoupled``.
+        decoupled: decay the parameter by lr·weight_decay.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Adopt(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Taniguchi et al., ADOPT: Modified Adam Can Converge with Any β₂ with the Optimal Rate, 2024, arXiv 2411.02853.
+        The exponent of the clip is timm's 0.333; the authors' code has 0.25.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        clip_exp: float | None = 0.333,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        **common: Unpack[Common],
+    ) -> None:
+        own = dict(lr=lr, betas=betas, eps=eps, clip_exp=clip_exp, weight_decay=weight_decay, decoupled=decoupled)
+        super().__init__(params, own, **common)
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"exp_avg": signed(), "exp_avg_sq": positive()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        started = choose(t == 1, 0.0, 1.0)
+        scalars = {
+            "weight1": (1 - h.betas[0]) * started,
+            "weight2": choose(t == 1, 1.0, 1 - h.betas[1]),
+            "gain": started,
+            "started": started,
+        }
+        if h.clip_exp is not None:
+            scalars["bound"] = choose(t == 1, 0.0, (t - 1) ** h.clip_exp)
+        if h.decoupled:
+            amount = h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr
+            amount = amount * h.weight_decay * started
+            scalars |= {"decay_amount": amount, "decay_factor": 1 - amount}
+        return scalars
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "decoupled" if h.decoupled else "coupled"
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        u = g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)
+        if k.clip_exp is not None:
+            u = torch.clamp(u, -k.bound, k.bound)
+        ema(s.exp_avg, u, k.weight1)
+        ema_sq(s.exp_avg_sq, g, k.weight2)
+        return s.exp_avg

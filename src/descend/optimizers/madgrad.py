@@ -1,0 +1,100 @@
+"""MADGRAD: dual averaging with a cube root and momentum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer
+from descend.engine.options import Common
+from descend.engine.slots import Slot, position, positive, signed
+from descend.engine.text import shape_direction
+from descend.terms import add_product, add_scaled, assign, ema, scale
+
+
+class MADGRAD(Optimizer):
+    """MADGRAD, momentumised adaptive dual averaged gradient.
+
+    ::
+
+        λₜ = (lr + eps)·√t
+        s ← s + λₜg
+        G ← G + λₜg²
+        z = x₀ − s/(∛G + eps)
+        p ← momentum·p + (1−momentum)·z
+
+    Without momentum x₀ is not kept but found from p, s and G as they were.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        momentum: weight of the old parameter in the new, in [0, 1).
+        weight_decay: decay, ≥ 0; added to the gradient unless ``decoupled_decay``.
+        eps: added to lr and to the denominator, ≥ 0.
+        decoupled_decay: decay the parameter by lr·weight_decay.
+        **common: see :class:`~descend.engine.options.Common`. Stages shape p − z.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = MADGRAD(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Defazio, Jelassi, Adaptivity without Compromise: A Momentumized, Adaptive, Dual Averaged Gradient Method for
+        Stochastic Optimization, 2021, arXiv 2101.11075.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.9,
+        weight_decay: float = 0,
+        eps: float = 1e-6,
+        decoupled_decay: bool = False,
+        **common: Unpack[Common],
+    ) -> None:
+        own = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eps=eps, decoupled_decay=decoupled_decay)
+        super().__init__(params, own, **common)
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        sums = {"grad_sum_sq": positive(), "s": signed()}
+        return {**sums, "x0": position()} if h.momentum != 0 else sums
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        return {"dual_weight": (h.lr + h.eps) * t**0.5, "pull": 1 - h.momentum}
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "decoupled" if h.decoupled_decay else "coupled"
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if h.momentum == 1:
+            raise ValueError("momentum=1, expected a number in [0, 1): the parameter would never move")
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        if k.decay == "decoupled":
+            scale(p, k.decay_factor)
+        x0 = s.x0 if "x0" in s else p + s.s / _cube_root(s.grad_sum_sq, k.eps)
+        add_scaled(s.s, g, k.dual_weight)
+        add_product(s.grad_sum_sq, g, g, k.dual_weight)
+        z = x0 - s.s / _cube_root(s.grad_sum_sq, k.eps)
+        if k.caution or k.grams or k.update_clip is not None:
+            z = p - shape_direction(p - z, g, k)
+        if "x0" in s:
+            ema(p, z, k.pull)
+        else:
+            assign(p, z)
+
+
+def _cube_root(grad_sum_sq: Tensor, eps: Any) -> Tensor:
+    return (grad_sum_sq ** (1 / 3)).add_(eps)

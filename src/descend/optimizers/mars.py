@@ -1,0 +1,126 @@
+"""MARS: variance-reduced gradients for AdamW and for Lion."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import shape_direction
+from descend.terms import add_scaled, assign, choose, clip_ratio, ema, ema_sq, plus, root
+
+
+class Mars(Optimizer):
+    """MARS, make variance reduction shine.
+
+    ::
+
+        c = g + gamma·β₁/(1−β₁)·(g − g'),   c ← c/max(1, ‖c‖)          c = g at the first step
+        m ← β₁m + (1−β₁)c
+        v ← β₂v + (1−β₂)c²
+        p ← p − lr·weight_decay·p − lr·m̂/(√v̂ + eps),   or lr·sign(m) with mars_type "lion"
+
+    Parameters of fewer than two dimensions take AdamW's step unless ``optimize_1d``.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        eps: added to the denominator, ≥ 0.
+        weight_decay: decoupled decay, in units of lr, ≥ 0.
+        gamma: how much of the change of the gradient is added, ≥ 0.
+        mars_type: "adamw" or "lion".
+        optimize_1d: reduce the variance of vectors too.
+        lr_1d_factor: factor on lr for vectors, ≥ 0; acts without ``optimize_1d``.
+        betas_1d: decay rates for vectors, each in [0, 1); None: betas. Acts without ``optimize_1d``.
+        **common: see :class:`~descend.engine.options.Common`. ``caution`` masks m before it is divided, as in timm.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Mars(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Yuan et al., MARS: Unleashing the Power of Variance Reduction for Training Large Models, 2024,
+        arXiv 2411.10438.
+    """
+
+    reach: ClassVar[Reach] = "tensor"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        gamma: float = 0.025,
+        mars_type: str = "adamw",
+        optimize_1d: bool = False,
+        lr_1d_factor: float = 1.0,
+        betas_1d: tuple[float, float] | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, gamma=gamma, mars_type=mars_type)
+        vectors = dict(optimize_1d=optimize_1d, lr_1d_factor=lr_1d_factor, betas_1d=betas_1d or betas)
+        super().__init__(params, {**adam, **vectors}, **common)
+
+    @staticmethod
+    def traits(h: Any, p: Tensor) -> dict[str, Any]:
+        return {"reduces": bool(h.optimize_1d or p.dim() >= 2)}
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"exp_avg": signed(), "exp_avg_sq": positive(), "last_grad": signed()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        (beta1, beta2), (vector1, vector2) = h.betas, h.betas_1d
+        return {
+            "change": choose(t == 1, 0.0, h.gamma * beta1 / (1 - beta1)),
+            "weight1": 1 - beta1,
+            "weight2": 1 - beta2,
+            "debias1": 1 / (1 - beta1**t),
+            "debias2": (1 - beta2**t) ** -0.5,
+            "vector_weight1": 1 - vector1,
+            "vector_weight2": 1 - vector2,
+            "vector_debias1": 1 / (1 - vector1**t),
+            "vector_debias2": (1 - vector2**t) ** -0.5,
+            "vector_lr": h.lr * h.lr_1d_factor,
+        }
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "own"
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if h.mars_type not in ("adamw", "lion"):
+            raise ValueError(f"mars_type={h.mars_type!r}, expected 'adamw' or 'lion'")
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        if not k.reduces:
+            m = shape_direction(ema(s.exp_avg, g, k.vector_weight1), g, k)
+            ema_sq(s.exp_avg_sq, g, k.vector_weight2)
+            u = m * k.vector_debias1 / root(s.exp_avg_sq, k.vector_debias2, k.eps)
+            assign(s.last_grad, g)
+            add_scaled(p, plus(u, p, k.weight_decay), -k.vector_lr)
+            return
+        c = plus(g, g - s.last_grad, k.change)
+        c = c / clip_ratio(k.norm(c), 1.0)
+        assign(s.last_grad, g)
+        m = shape_direction(ema(s.exp_avg, c, k.weight1), g, k)
+        if k.mars_type == "lion":
+            u = torch.sign(m)
+        else:
+            ema_sq(s.exp_avg_sq, c, k.weight2)
+            u = m * k.debias1 / root(s.exp_avg_sq, k.debias2, k.eps)
+        add_scaled(p, plus(u, p, k.weight_decay), -k.lr)

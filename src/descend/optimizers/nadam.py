@@ -1,0 +1,134 @@
+"""NAdam: Adam with Nesterov's momentum and a momentum schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.optimizers.adam import bias_correction, moments
+from descend.terms import plus, root
+
+
+class NAdam(Optimizer):
+    """NAdam as torch has it.
+
+    ::
+
+        μₜ = β₁(1 − ½·0.96^(t·momentum_decay)),  Pₜ = ∏ μ
+        m ← β₁m + (1−β₁)g
+        v ← β₂v + (1−β₂)g²
+        p ← p − lr·[(1−μₜ)/(1−Pₜ)·g + μₜ₊₁/(1−Pₜμₜ₊₁)·m]/(√v̂ + eps)
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        eps: added to the denominator, ≥ 0.
+        weight_decay: decay, ≥ 0.
+        momentum_decay: how fast the momentum approaches β₁, ≥ 0.
+        decoupled_weight_decay: decay the parameter by lr·weight_decay rather than adding to the gradient.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = NAdam(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Dozat, Incorporating Nesterov Momentum into Adam, ICLR workshop 2016.
+    """
+
+    carried: ClassVar[Mapping[str, float]] = {"mu_product": 1.0}
+    foreign_names: ClassVar[Mapping[str, str]] = {"m_schedule": "mu_product"}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        **common: Unpack[Common],
+    ) -> None:
+        own = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay)
+        super().__init__(params, {**own, "decoupled_weight_decay": decoupled_weight_decay}, **common)
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"exp_avg": signed(), "exp_avg_sq": positive()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        return {**bias_correction(t, h), **momentum_schedule(t, h.betas[0], h.momentum_decay, c)}
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "decoupled" if h.decoupled_weight_decay else "coupled"
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        moments(g, s, k)
+        return plus(s.exp_avg * k.share_m, g, k.share_g) / root(s.exp_avg_sq, k.debias2, k.eps)
+
+
+class Nadam(NAdam):
+    """NAdam as timm had it: NAdam with the older name of its schedule and coupled decay.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        eps: added to the denominator, ≥ 0.
+        weight_decay: coupled (L2) decay, ≥ 0.
+        schedule_decay: how fast the momentum approaches β₁, ≥ 0.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Nadam(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Dozat, Incorporating Nesterov Momentum into Adam, ICLR workshop 2016.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        schedule_decay: float = 4e-3,
+        **common: Unpack[Common],
+    ) -> None:
+        own = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, schedule_decay=schedule_decay)
+        Optimizer.__init__(self, params, own, **common)
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        return {**bias_correction(t, h), **momentum_schedule(t, h.betas[0], h.schedule_decay, c)}
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "coupled"
+
+
+def momentum_schedule(t: Any, beta1: Any, decay: Any, c: Any) -> dict[str, Any]:
+    """The shares of the gradient and of its average in NAdam's step; carries the product of the momenta."""
+    now = beta1 * (1 - 0.5 * 0.96 ** (t * decay))
+    ahead = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * decay))
+    c.mu_product = c.mu_product * now
+    return {"share_g": (1 - now) / (1 - c.mu_product), "share_m": ahead / (1 - c.mu_product * ahead)}

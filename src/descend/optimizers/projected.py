@@ -1,0 +1,199 @@
+"""AdamP and SGDP: steps without the part that only scales weights which a normalisation makes scale-free."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import cautious, shape_direction
+from descend.optimizers.adam import bias_correction, moments
+from descend.terms import accumulate, add_scaled, blend, plus, root
+
+
+def step_projected(p: Tensor, u: Tensor, g: Tensor, k: Known) -> None:
+    """p ← p − lr·weight_decay·ratio·p − step_size·Π(u), Π without the radial part where p looks scale-free.
+
+    Scale-free means that gradient and parameter are nearly orthogonal, max|cos(g, p)| < delta/√n, first in every
+    slice of dimension 0 (n elements each), else in the whole tensor; then the ratio of the decay is ``wd_ratio``.
+    """
+    if k.ndim < 2:
+        u = shape_direction(u, g, k)
+        p.mul_(1 - k.decay_amount)
+    else:
+        u, ratio = project_out(p, u, g, k)
+        p.mul_(1 - ratio * k.decay_amount)
+    add_scaled(p, u, -k.step_size)
+
+
+def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tensor]:
+    """The step without its radial part, and the factor of weight decay."""
+    inner, channels = tuple(range(1, k.ndim)), (0,)
+    by_channel = k.sums_over((g * p, inner), (g * g, inner), (p * p, inner))
+    by_layer = k.sums_over(*((total, channels) for total in by_channel))
+    below = [_cosine(*sums, k.eps) < k.delta / k.count(dims) ** 0.5
+             for sums, dims in ((by_channel, inner), (by_layer, (*channels, *inner)))]  # fmt: skip
+    one = torch.ones_like(by_channel[2])
+    (above,) = k.sums_over((torch.where(below[0], 0.0, one), channels))
+    p_sq = torch.where(above == 0, by_channel[2], by_layer[2])
+    projects = (above == 0) | below[1]
+    radial = p * torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
+
+    def tangential(x: Tensor) -> Tensor:
+        (rows,) = k.sums_over((x * p, inner))
+        (whole,) = k.sums_over((rows, channels))
+        return x - radial * torch.where(above == 0, rows, whole)
+
+    u = tangential(u)
+    if k.caution:
+        u = tangential(cautious(u, tangential(g), k))
+    return u, torch.where(projects, torch.ones_like(above) * k.wd_ratio, 1.0)
+
+
+def _cosine(gp: Tensor, g_sq: Tensor, p_sq: Tensor, eps: Any) -> Tensor:
+    return torch.abs(gp) / (torch.clamp(torch.sqrt(g_sq), min=eps) * torch.clamp(torch.sqrt(p_sq), min=eps))
+
+
+class AdamP(Optimizer):
+    """AdamP, Adam whose steps leave out the direction of the weights where these are scale-free.
+
+    ::
+
+        m ← β₁m + (1−β₁)g
+        v ← β₂v + (1−β₂)g²
+        u = m̂/(√v̂ + eps),  with β₁m + (1−β₁)g for m with nesterov
+        u ← u − p̂(p̂·u)                            where max|cos(g, p)| < delta/√n
+        p ← p − lr·weight_decay·ratio·p − lr·u      ratio = wd_ratio where projected, else 1
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        eps: added to the denominator and to norms, ≥ 0.
+        weight_decay: decoupled decay, in units of lr, ≥ 0.
+        delta: threshold of the cosine, ≥ 0.
+        wd_ratio: factor on the decay where the step is projected, ≥ 0.
+        nesterov: look one step ahead.
+        **common: see :class:`~descend.engine.options.Common`. ``caution`` masks the tangential step by the tangential
+            gradient and projects once more.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = AdamP(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Heo et al., AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights, 2021,
+        arXiv 2006.08217.
+    """
+
+    reach: ClassVar[Reach] = "rows"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        nesterov: bool = False,
+        **common: Unpack[Common],
+    ) -> None:
+        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, {**adam, "delta": delta, "wd_ratio": wd_ratio, "nesterov": nesterov}, **common)
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"exp_avg": signed(), "exp_avg_sq": positive()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        corrected = bias_correction(t, h)
+        return {**corrected, "gain": corrected["debias1"]}
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        moments(g, s, k)
+        m = blend(s.exp_avg, g, k.weight1) if k.nesterov else s.exp_avg
+        step_projected(p, m / root(s.exp_avg_sq, k.debias2, k.eps), g, k)
+
+
+class SGDP(Optimizer):
+    """SGDP, SGD with momentum whose steps leave out the direction of the weights where these are scale-free.
+
+    ::
+
+        b ← momentum·b + (1−dampening)·g
+        u = b, or g + momentum·b with nesterov
+        u ← u − p̂(p̂·u)                                              where max|cos(g, p)| < delta/√n
+        p ← p − lr·weight_decay·ratio/(1−momentum)·p − lr·u           ratio = wd_ratio where projected, else 1
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0; there is no default.
+        momentum: factor of the buffer, in [0, 1).
+        dampening: how much of the gradient stays out of the buffer, in [0, 1].
+        weight_decay: decoupled decay, in units of lr, ≥ 0.
+        nesterov: look one step ahead.
+        eps: added to norms, ≥ 0.
+        delta: threshold of the cosine, ≥ 0.
+        wd_ratio: factor on the decay where the step is projected, ≥ 0.
+        **common: see :class:`~descend.engine.options.Common`. ``caution`` masks the tangential step by the tangential
+            gradient and projects once more.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = SGDP(layer.parameters(), lr=1e-2, momentum=0.9)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Heo et al., AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights, 2021,
+        arXiv 2006.08217.
+    """
+
+    reach: ClassVar[Reach] = "rows"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        eps: float = 1e-8,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        **common: Unpack[Common],
+    ) -> None:
+        sgd = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
+        super().__init__(params, {**sgd, "eps": eps, "delta": delta, "wd_ratio": wd_ratio}, **common)
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"momentum": signed()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        amount = h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr
+        return {"decay_amount": amount * h.weight_decay / (1 - h.momentum)}
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if h.momentum == 1:
+            raise ValueError("momentum=1, expected a number in [0, 1): the decay is divided by 1 − momentum")
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        accumulate(s.momentum, k.momentum, g, 1 - k.dampening)
+        step_projected(p, plus(g, s.momentum, k.momentum) if k.nesterov else s.momentum, g, k)

@@ -1,0 +1,55 @@
+"""Random numbers that are a hash of where they are used, so that resuming and sharding repeat them exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+
+
+def hashed(index: Tensor, *keys: int) -> Tensor:
+    """32 random bits, as int64 in [0, 2³²), for every global element index under integer keys.
+
+    A counter-based generator: a multiply-and-shift finaliser over index and key, applied twice. The same keys give
+    the same bits on every device and for every way in which the elements are split up.
+    """
+    key = 0x9E3779B9
+    for word in keys:
+        key = _mix(key ^ (word & _WORD)) ^ _mix((word >> 32) & _WORD)
+    low = _mix_tensor((index & _WORD) ^ key)
+    return _mix_tensor(low ^ _mix_tensor(((index >> 32) & _WORD) ^ _mix(key ^ 0x85EBCA6B)))
+
+
+def uniform(index: Tensor, *keys: int) -> Tensor:
+    """Numbers in (0, 1), float64, one for every global element index."""
+    return (hashed(index, *keys).to(torch.float64) + 0.5) * 2.0**-32
+
+
+def normal(index: Tensor, *keys: int) -> Tensor:
+    """Standard normal numbers, float64, one for every global element index (Box and Muller)."""
+    radius = torch.sqrt(-2 * torch.log(uniform(index, *keys, 1)))
+    return radius * torch.cos(2 * torch.pi * uniform(index, *keys, 2))
+
+
+def rademacher(like: Tensor, *keys: int) -> Tensor:
+    """A tensor of −1 and 1 in the shape of `like`."""
+    bits = hashed(element_index(like), *keys) & 1
+    return (bits * 2 - 1).to(like.dtype)
+
+
+def element_index(like: Tensor) -> Tensor:
+    """The row-major index of every element."""
+    return torch.arange(like.numel(), device=like.device).reshape(like.shape)
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _WORD
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _WORD
+    return x ^ (x >> 15)
+
+
+def _mix_tensor(x: Tensor) -> Tensor:
+    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _WORD
+    x = ((x ^ (x >> 15)) * 0x735A2D97) & _WORD
+    return x ^ (x >> 15)

@@ -1,0 +1,135 @@
+"""The terms that papers share, each written once, under the field's names.
+
+A rule is written in these and in plain tensor arithmetic. The same text runs on one tensor, on a
+:class:`~descend.engine.tensorlist.TensorList` and inside ``torch.compile``. A scalar may be a Python float or
+a 0-d tensor: the functions here never hand a tensor to ``alpha=`` or ``value=``, which would read it back.
+
+Buffers, the first arguments of the functions that end in an assignment, change in place and are returned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Scalar = Any  # float | Tensor of no dimension; Any, since torch types them apart
+
+
+def ema(average: Tensor, x: Tensor, weight: Scalar) -> Tensor:
+    """average ← average + weight·(x − average)."""
+    if isinstance(weight, float):
+        return average.lerp_(x, weight)
+    return average.add_((x - average) * weight)
+
+
+def ema_sq(average: Tensor, x: Tensor, weight: Scalar) -> Tensor:
+    """average ← average + weight·(x² − average)."""
+    if isinstance(weight, float):
+        return average.mul_(1 - weight).addcmul_(x, x, value=weight)
+    return average.add_((x * x - average) * weight)
+
+
+def accumulate(buffer: Tensor, factor: Scalar, x: Tensor, gain: Scalar = 1.0) -> Tensor:
+    """buffer ← factor·buffer + gain·x."""
+    return add_scaled(buffer.mul_(factor), x, gain)
+
+
+def add_scaled(buffer: Tensor, x: Tensor, scale: Scalar) -> Tensor:
+    """buffer ← buffer + scale·x."""
+    if isinstance(scale, float):
+        return buffer.add_(x, alpha=scale)
+    return buffer.add_(x * scale)
+
+
+def add_product(buffer: Tensor, x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
+    """buffer ← buffer + scale·x·y."""
+    if isinstance(scale, float):
+        return buffer.addcmul_(x, y, value=scale)
+    return buffer.add_(x * y * scale)
+
+
+def plus(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
+    """x + scale·y, a new tensor; x itself where scale is the number 0."""
+    if isinstance(scale, float):
+        return x if scale == 0 else x.add(y, alpha=scale)
+    return x + y * scale
+
+
+def blend(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
+    """x + weight·(y − x), a new tensor."""
+    if isinstance(weight, float):
+        return x.lerp(y, weight)
+    return x + (y - x) * weight
+
+
+def scale(buffer: Tensor, factor: Scalar) -> Tensor:
+    """buffer ← factor·buffer, without a pass over memory where the factor is the number 1."""
+    if isinstance(factor, float) and factor == 1:
+        return buffer
+    return buffer.mul_(factor)
+
+
+def assign(buffer: Tensor, x: Tensor) -> Tensor:
+    """buffer ← x."""
+    return buffer.copy_(x)
+
+
+def root(exp_avg_sq: Tensor, debias: Scalar, eps: Scalar) -> Tensor:
+    """√exp_avg_sq · debias + ε, Adam's denominator with debias = 1/√(1 − β₂ᵗ)."""
+    denominator = torch.sqrt(exp_avg_sq)
+    return scale(denominator, debias).add_(eps)
+
+
+def running_max(maximum: Tensor, x: Tensor) -> Tensor:
+    """maximum ← max(maximum, x), AMSGrad's long memory."""
+    return maximum.copy_(torch.maximum(maximum, x))
+
+
+def trust_ratio(p_norm: Scalar, u_norm: Scalar) -> Scalar:
+    """‖p‖/‖u‖, and 1 where either norm is 0 (You et al., 2020)."""
+    usable = (p_norm > 0) & (u_norm > 0)
+    return torch.where(usable, p_norm / torch.where(usable, u_norm, 1.0), 1.0)
+
+
+def clip_ratio(size: Scalar, limit: Scalar) -> Scalar:
+    """max(1, size/limit), what a vector of this size is divided by so that it keeps the limit."""
+    return torch.clamp(size / limit, min=1.0)
+
+
+def choose(condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b, for numbers and for tensors alike."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def either(flag: Scalar, a: Tensor, b: Tensor) -> Tensor:
+    """a where the scalar flag is 1, b where it is 0."""
+    if isinstance(flag, float):
+        return a if flag else b
+    return torch.where(flag > 0, a, b)
+
+
+def least(a: Any, b: Any) -> Any:
+    """The smaller of a and b, for numbers and for tensors alike."""
+    return choose(a < b, a, b)
+
+
+def most(a: Any, b: Any) -> Any:
+    """The larger of a and b, for numbers and for tensors alike."""
+    return choose(a > b, a, b)
+
+
+def rectify(t: Any, beta2: Any) -> tuple[Any, Any]:
+    """RAdam's length of the approximated moving average and its variance rectification (arXiv 1908.03265).
+
+    Returns ρₜ = ρ∞ − 2tβ₂ᵗ/(1 − β₂ᵗ) and r = √[(ρₜ−4)(ρₜ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρₜ)], the latter 0 while ρₜ ≤ 4.
+    """
+    decayed = beta2**t
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * decayed / (1 - decayed)
+    bottom = (rho_inf - 4) * (rho_inf - 2) * rho
+    usable = (rho - 4) * choose(rho > 4, 1.0, 0.0)
+    return rho, (usable * (rho - 2) * rho_inf / choose(rho > 4, bottom, 1.0)) ** 0.5
