@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,17 +42,23 @@ class Job:
 
     def finish(self) -> None:
         """Count the step: the parameter has moved."""
-        self.state["step"] += 1
-        self.write_carried()
-        self.done = True
+        count([self])
 
-    def write_carried(self) -> None:
-        """Keep the carried scalars for the next step."""
-        for name, value in self.carried.items():
-            if isinstance(value, Tensor):
-                self.state[name].copy_(value)
+
+def count(jobs: Sequence[Job]) -> None:
+    """Count the step of parameters that have moved, and keep what their scalars carry to the next."""
+    skipped = jobs[0].known.get("found_inf")
+    torch._foreach_add_([job.state["step"] for job in jobs], 1)
+    if skipped is not None:
+        torch._foreach_sub_([job.state["step"] for job in jobs], [skipped.float()] * len(jobs))
+    for job in jobs:
+        for name, value in job.carried.items():
+            before = job.state[name]
+            if not isinstance(value, Tensor):
+                before.fill_(value)
             else:
-                self.state[name].fill_(value)
+                before.copy_(value if skipped is None else torch.where(skipped > 0, before, value))
+        job.done = True
 
 
 def real(x: Tensor) -> Tensor:
@@ -65,3 +72,19 @@ def values_of(job: Job) -> tuple[Tensor, Tensor]:
     if g.stride() != p.stride():
         g = torch.empty_like(p, dtype=g.dtype).copy_(g)
     return p, g
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The size and shape of the whole parameter, for the sums in a text."""
+    value = real(job.param)
+    return {"numel": float(value.numel()), "ndim": value.dim(), "shape": tuple(value.shape)}
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory without gaps or overlaps, in any order of dimensions."""
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(x))
+
+
+def flatten(x: Tensor) -> Tensor:
+    """A dense tensor's elements in storage order, without a copy."""
+    return x if x.dim() == 1 else x.as_strided((x.numel(),), (1,))

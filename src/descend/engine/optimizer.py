@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine import executors, options, serial
+from descend.engine.executors import fused
 from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.options import COMMON_DEFAULTS, Common
@@ -43,7 +44,7 @@ class Optimizer(torch.optim.Optimizer):
     #: State names that checkpoints of timm or torch use for ours.
     foreign_names: ClassVar[Mapping[str, str]] = {}
     #: State that is kept beside the slots, loaded as it is.
-    extra_state: ClassVar[frozenset[str]] = frozenset()
+    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff",))
     #: Scalars that a parameter carries from step to step on the host, with their start.
     carried: ClassVar[Mapping[str, float]] = {}
     #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
@@ -114,6 +115,8 @@ class Optimizer(torch.optim.Optimizer):
         for i, entry in enumerate(group["params"]):
             name, p = entry if isinstance(entry, tuple) else (str(i), entry)
             options.check_parameter(kind, name, p)
+            if merged.get("fused") and isinstance(p, Tensor):
+                fused.check(kind, name, p)
         if merged.get("corrected_weight_decay") and "max_lr_snapshot" not in group:
             group["max_lr_snapshot"] = float(self.defaults["lr"])
         super().add_param_group(group)
@@ -146,8 +149,26 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._run(self._jobs())
+        rehearsal = self.rehearses()
+        jobs = self._jobs()
+        if not rehearsal and not self._overflows():
+            self._run(jobs)
         return loss
+
+    def _overflows(self) -> bool:
+        """Whether a GradScaler that leaves the check to us found an infinity; with `capturable` the kernels see to it."""
+        found_inf = getattr(self, "found_inf", None)
+        return found_inf is not None and not self.defaults["capturable"] and bool(found_inf.item())
+
+    def rehearses(self) -> bool:
+        """Whether this is the step that distributed checkpoints fake to have the state made: it must count nothing.
+
+        They call it on an optimizer without state, with every lr 0 and every gradient zero.
+        """
+        if self.state or not all(_is_zero(group["lr"]) for group in self.param_groups):
+            return False
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return bool(grads) and not any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the version of its format."""
@@ -198,21 +219,38 @@ class Optimizer(torch.optim.Optimizer):
     def _run(self, jobs: list[Job]) -> None:
         executors.run(type(self), jobs)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """GradScaler asks this: fused kernels divide by the scale themselves."""
+        return any(group["fused"] for group in self.param_groups)
+
     def _jobs(self) -> list[Job]:
         """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
         kind = type(self).__name__
-        found: list[tuple[int, dict[str, Any], Tensor, Tensor]] = []
+        found: list[tuple[int, Tensor, Tensor]] = []
         for index, group in enumerate(self.param_groups):
             for position, p in enumerate(group["params"]):
-                if p.grad is not None:
-                    if p.grad.is_sparse:
-                        raise RuntimeError(
-                            f"{kind}: the gradient of parameter {_name(group, position)} is sparse; "
-                            "make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam for it"
-                        )
-                    found.append((index, group, p, p.grad))
-        resolved = {index: self._resolve(group) for index, group, _, _ in found}
-        return [self._job(p, g, group, resolved[index]) for index, group, p, g in found]
+                g = p.grad
+                if g is None:
+                    continue
+                if g.is_sparse:
+                    raise RuntimeError(
+                        f"{kind}: the gradient of parameter {_name(group, position)} is sparse; "
+                        "make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam for it"
+                    )
+                found.append((index, p, g))
+        resolved = {index: self._resolve(self.param_groups[index]) for index in {index for index, _, _ in found}}
+        return [self._job(p, g, resolved[index], self.state[p]) for index, p, g in found]
+
+    def trial_jobs(self) -> list[Job]:
+        """A job for every parameter, as a step with all gradients would make it, without touching any state."""
+        resolved = [(group, self._resolve(group)) for group in self.param_groups]
+        return [
+            self._job(p, torch.empty_like(p), r, {}, torch.empty_like(p, device="meta"))
+            for group, r in resolved
+            for p in group["params"]
+            if p.requires_grad
+        ]
 
     def _resolve(self, group: dict[str, Any]) -> _Resolved:
         numbers: dict[str, Any] = {}
@@ -227,22 +265,33 @@ class Optimizer(torch.optim.Optimizer):
                 numbers[name] = _number(value, group)
             else:
                 flags[name] = tuple(value) if isinstance(value, list) else value
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        flags["unscales"] = grad_scale is not None
+        if grad_scale is not None:
+            numbers["inverse_scale"] = 1 / _number(grad_scale, group)
+        flags["skips"] = found_inf is not None and group["capturable"]
+        if flags["skips"]:
+            numbers["found_inf"] = _number(found_inf, group)
         return _Resolved(group, SimpleNamespace(**numbers, **flags), numbers, flags, self.decay(SimpleNamespace(**group)))
 
-    def _job(self, p: Tensor, g: Tensor, group: dict[str, Any], r: _Resolved) -> Job:
-        state = self.state[p]
+    def _job(
+        self, p: Tensor, g: Tensor, r: _Resolved, state: dict[str, Any], like: Tensor | None = None
+    ) -> Job:
+        """The parameter's part of this step; what its state lacks is made, on the device of `like` if given."""
         slots, traits = self.slots(r.h, p), self.traits(r.h, p)
+        capturable = r.group["capturable"]
+        device = p.device if capturable else torch.device("cpu")
         if "step" not in state:
-            device = p.device if group["capturable"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        elif capturable and state["step"].device != device:
+            state["step"] = state["step"].to(device)
         for name, start in self.carried.items():
             if name not in state:
-                device = p.device if group["capturable"] else "cpu"
                 state[name] = torch.full((), start, dtype=torch.float64, device=device)
         for name, slot in slots.items():
             if name not in state:
-                state[name] = slot.new(p)
-        if group["capturable"]:
+                state[name] = slot.new(p if like is None else like)
+        if capturable:
             t: Any = state["step"].to(torch.float64) + 1
             known, carried = self._known(t, r, {name: state[name] for name in self.carried}, traits)
         else:
@@ -253,7 +302,7 @@ class Optimizer(torch.optim.Optimizer):
             if entry is None:
                 entry = r.cache[key] = self._known(t, r, dict(zip(self.carried, before, strict=True)), traits)
             known, carried = entry
-        return Job(p, g, state, slots, group, known, carried)
+        return Job(p, g, state, slots, r.group, known, carried)
 
     def _known(
         self, t: Any, r: _Resolved, carried: dict[str, Any], traits: dict[str, Any]
@@ -297,6 +346,12 @@ def _number(value: Any, group: dict[str, Any]) -> Any:
     if isinstance(value, Tensor):
         return value.to(torch.float64).reshape(()) if group["capturable"] else float(value)
     return value if value is None else float(value)
+
+
+def _is_zero(lr: Any) -> bool:
+    if isinstance(lr, Tensor):
+        return type(lr) is Tensor and lr.device.type == "cpu" and float(lr) == 0
+    return lr is not None and lr == 0
 
 
 def _name(group: dict[str, Any], position: int) -> str:

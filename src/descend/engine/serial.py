@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _FORMAT_KEY = "descend_format"
 # What timm and torch keep in a state beside a rule's slots, and we need not.
-_FOREIGN_KEYS = frozenset(("RMS", "hessian step", "exp_avg_lr_1", "exp_avg_lr_2"))
+_FOREIGN_KEYS = frozenset(("RMS", "hessian step", "exp_avg_lr_2"))
 
 
 def stamped(state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,8 @@ class Rule(Protocol):
 
 def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
     """Carry one parameter, or one list of parameters, over one step."""
+    if k.unscales:
+        g = g * k.inverse_scale
     if k.maximize:
         g = -g
     if k.adaptive_grad_clip is not None:
@@ -29,6 +32,28 @@ def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
     if k.decay == "coupled":
         g = plus(g, p, k.weight_decay)
     rule.move(p, g, s, k)
+
+
+def advance_stored(
+    rule: type[Rule], maths: torch.dtype, p: Tensor, g: Tensor, s: Mapping[str, Tensor], k: Known
+) -> None:
+    """Run the text in the dtype of the maths, and store what was brought there from another one."""
+    p_value = p.to(maths, copy=k.skips)
+    state = {name: t.to(maths, copy=k.skips) for name, t in s.items()}
+    advance(rule, p_value, g.to(maths), State(state), cast_scalars(k, maths))
+    for resting, value in ((p, p_value), *((t, state[name]) for name, t in s.items())):
+        if k.skips:
+            resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
+        elif value is not resting:
+            resting.copy_(value)
+
+
+def cast_scalars(k: Known, maths: torch.dtype) -> Known:
+    """Scalars that are tensors, in the dtype of the values that they multiply."""
+    for name, value in vars(k).items():
+        if isinstance(value, Tensor):
+            setattr(k, name, value.to(maths))
+    return k
 
 
 def take(p: Tensor, d: Tensor, g: Tensor, k: Known) -> None:

@@ -10,6 +10,7 @@ from descend.optimizers.classic import ASGD, Adadelta, Adagrad, Adamax, Rprop
 from descend.optimizers.lamb import Lamb
 from descend.optimizers.laprop import LaProp
 from descend.optimizers.lion import Lion
+from descend.optimizers.lookahead import Lookahead
 from descend.optimizers.madgrad import MADGRAD
 from descend.optimizers.mars import Mars
 from descend.optimizers.nadam import Nadam, NAdam
@@ -40,6 +41,7 @@ __all__ = [
     "Lamb",
     "Lars",
     "Lion",
+    "Lookahead",
     "Mars",
     "NAdam",
     "NAdamW",

@@ -16,21 +16,26 @@ from descend.engine.text import cautious
 from descend.terms import add_scaled, clip_ratio, ema, least, most
 
 
-def factored_slots(dims: tuple[int, int] | None) -> dict[str, Slot]:
+def factored_slots(
+    dims: tuple[int, int] | None,
+    whole: str = "exp_avg_sq",
+    row: str = "exp_avg_sq_row",
+    col: str = "exp_avg_sq_col",
+    keepdim: bool = False,
+) -> dict[str, Slot]:
     """Row and column averages where two dimensions are factored, else the whole second moment."""
     if dims is None:
-        return {"exp_avg_sq": positive()}
+        return {whole: positive()}
     across_rows, along_rows = dims
     return {
-        "exp_avg_sq_row": Slot("positive", reduce=(along_rows,)),
-        "exp_avg_sq_col": Slot("positive", reduce=(across_rows,)),
+        row: Slot("positive", reduce=(along_rows,), keepdim=keepdim),
+        col: Slot("positive", reduce=(across_rows,), keepdim=keepdim),
     }
 
 
-def factored_root(sq: Tensor, s: State, weight: Any, k: Known) -> Tensor:
-    """Move the row and column averages towards those of `sq`; return 1/√(R·C/mean(R))."""
-    across_rows, along_rows = k.factored
-    rows, cols = s.exp_avg_sq_row.unsqueeze(along_rows), s.exp_avg_sq_col.unsqueeze(across_rows)
+def move_factors(sq: Tensor, rows: Tensor, cols: Tensor, dims: tuple[int, int], weight: Any, k: Known) -> Tensor:
+    """Move the row and column averages, reduced dimensions of size 1, towards those of `sq`; return mean(R)."""
+    across_rows, along_rows = dims
     row_sum, col_sum = sq.sum(along_rows, keepdim=True), sq.sum(across_rows, keepdim=True)
     row_sum, col_sum, all_sum, rows_sum = k.complete(
         (row_sum, (along_rows,)),
@@ -42,7 +47,19 @@ def factored_root(sq: Tensor, s: State, weight: Any, k: Known) -> Tensor:
     mean_of_rows = (rows_sum + (all_sum / along - rows_sum) * weight) / across
     ema(rows, row_sum / along, weight)
     ema(cols, col_sum / across, weight)
+    return mean_of_rows
+
+
+def factored_root(sq: Tensor, rows: Tensor, cols: Tensor, dims: tuple[int, int], weight: Any, k: Known) -> Tensor:
+    """Move the row and column averages towards those of `sq`; return 1/√(R·C/mean(R))."""
+    mean_of_rows = move_factors(sq, rows, cols, dims, weight, k)
     return torch.rsqrt(rows / mean_of_rows) * torch.rsqrt(cols)
+
+
+def spread(row: Tensor, col: Tensor, dims: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column averages with the dimensions that they lack, of size 1."""
+    across_rows, along_rows = dims
+    return row.unsqueeze(along_rows), col.unsqueeze(across_rows)
 
 
 class Adafactor(Optimizer):
@@ -148,7 +165,8 @@ class Adafactor(Optimizer):
         rate = most(k.rms(p), k.eps_scale) * k.rate if k.relative else k.rate
         sq = (g * g).add_(k.eps)
         if k.factored is not None:
-            u = factored_root(sq, s, k.weight2, k).mul_(g)
+            rows, cols = spread(s.exp_avg_sq_row, s.exp_avg_sq_col, k.factored)
+            u = factored_root(sq, rows, cols, k.factored, k.weight2, k).mul_(g)
         else:
             u = torch.rsqrt(ema(s.exp_avg_sq, sq, k.weight2)) * g
         u = u * (rate / clip_ratio(k.rms(u), k.clip_threshold))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from descend.engine.executors import foreach, loop
+from descend.engine.executors import foreach, fused, loop
 from descend.engine.executors.profile import profile
 from descend.engine.job import Job
 
@@ -24,9 +24,9 @@ def run(rule: type[Optimizer], jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.param.numel() == 0:
             job.finish()
-    plans: list[tuple[Executor, list[Job]]] = [
-        (loop.run, [job for job in jobs if not job.done and not uses_foreach(rule, job)]),
-        (foreach.run, [job for job in jobs if not job.done and uses_foreach(rule, job)]),
+    plans = [
+        (execute, [job for job in jobs if not job.done and chosen(rule, job) == name])
+        for name, execute in (("loop", loop.run), ("foreach", foreach.run), ("fused", fused.run))
     ]
     totals: Totals = []
     while any(not job.done for job in jobs):
@@ -37,14 +37,15 @@ def run(rule: type[Optimizer], jobs: Sequence[Job]) -> None:
             totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
 
 
-def uses_foreach(rule: type[Optimizer], job: Job) -> bool:
-    """Whether this parameter goes through multi-tensor operations: as asked, else as torch decides for the device."""
-    if profile(rule, job).shaped:
-        return False
+def chosen(rule: type[Optimizer], job: Job) -> Literal["loop", "foreach", "fused"]:
+    """How this parameter is carried: as its group asks, else as torch decides for the device."""
+    if job.group["fused"]:
+        return "fused"
     wanted = job.group["foreach"]
     if wanted is None:
-        return type(job.param) in (Tensor, torch.nn.Parameter) and job.param.device.type in ("cuda", "xpu")
-    return bool(wanted)
+        native = type(job.param) in (Tensor, torch.nn.Parameter)
+        wanted = native and job.param.device.type in ("cuda", "xpu")
+    return "foreach" if wanted and not profile(rule, job).shaped else "loop"
 
 
 def _add_up(parts: Sequence[Tensor]) -> Tensor:

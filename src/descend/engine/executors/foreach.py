@@ -10,7 +10,7 @@ from torch import Tensor
 
 from descend.engine.executors import loop
 from descend.engine.executors.profile import flags, profile
-from descend.engine.job import Job, real, values_of
+from descend.engine.job import Job, count, real, values_of
 from descend.engine.known import Known, OverallKnown, Pause, State
 from descend.engine.tensorlist import TensorList
 from descend.engine.text import advance
@@ -31,11 +31,7 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
             partials += [loop.partial_sums(rule, job, totals) for job in batch]
             continue
         _advance(rule, batch, totals)
-        for job in batch:
-            job.done = True
-        torch._foreach_add_([job.state["step"] for job in batch], 1)
-        for job in batch:
-            job.write_carried()
+        count(batch)
     return partials
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from descend.engine.executors.profile import profile
-from descend.engine.job import Job, real, values_of
+from descend.engine.job import Job, flatten, is_dense, measure, real, values_of
 from descend.engine.known import Known, OverallKnown, Pause, State
-from descend.engine.text import advance
+from descend.engine.text import advance, advance_stored, cast_scalars
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -32,16 +32,11 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
         if needs.overall > len(totals):
             partials.append(partial_sums(rule, job, totals))
             continue
-        for p, g, s in _pieces(job, whole=needs.own > 0 or needs.shaped):
-            k = Known({**job.known, **_measure(job)}, OverallKnown(totals))
-            _advance(rule, job.maths, p, g, s, k)
+        for p, g, s in _pieces(job, whole=needs.whole):
+            k = Known({**job.known, **measure(job)}, OverallKnown(totals))
+            advance_stored(rule, job.maths, p, g, s, k)
         job.finish()
     return partials
-
-
-def _measure(job: Job) -> dict[str, Any]:
-    value = real(job.param)
-    return {"numel": float(value.numel()), "ndim": value.dim(), "shape": tuple(value.shape)}
 
 
 def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
@@ -60,28 +55,6 @@ def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, T
             g.narrow(0, start, length),
             {name: t.narrow(0, start, length) for name, t in s.items()},
         )
-
-
-def _advance(
-    rule: type[Optimizer], maths: torch.dtype, p: Tensor, g: Tensor, s: dict[str, Tensor], k: Known
-) -> None:
-    """Run the text in the dtype of the maths, and store what was brought there from another one."""
-    p_value = p.to(maths)
-    state = {name: t.to(maths) for name, t in s.items()}
-    k = _cast_scalars(k, maths)
-    advance(rule, p_value, g.to(maths), State(state), k)
-    if p_value is not p:
-        p.copy_(p_value)
-    for name, t in s.items():
-        if state[name] is not t:
-            t.copy_(state[name])
-
-
-def _cast_scalars(k: Known, maths: torch.dtype) -> Known:
-    for name, value in vars(k).items():
-        if isinstance(value, Tensor):
-            setattr(k, name, value.to(maths))
-    return k
 
 
 class _Scratch(State):
@@ -106,19 +79,9 @@ def partial_sums(rule: type[Optimizer], job: Job, totals: list[tuple[Tensor, ...
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
     p, g = values_of(job)
     s = _Scratch({name: real(job.state[name]) for name in job.slots}, job.maths)
-    k = _cast_scalars(Known({**job.known, **_measure(job)}, OverallKnown(totals)), job.maths)
+    k = cast_scalars(Known({**job.known, **measure(job)}, OverallKnown(totals)), job.maths)
     try:
         advance(rule, p.to(job.maths), g.to(job.maths), s, k)
     except Pause as pause:
         return tuple(pause.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory without gaps or overlaps, in any order of dimensions."""
-    return torch.ops.aten.is_non_overlapping_and_dense(x)
-
-
-def flatten(x: Tensor) -> Tensor:
-    """A dense tensor's elements in storage order, without a copy."""
-    return x.as_strided((x.numel(),), (1,))

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from descend.engine.job import Job
 from descend.engine.known import Across, Dims, Known, State
+from descend.engine.slots import Slot
 from descend.engine.text import advance
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
 
+Scope = Literal["own", "overall"]
 
-@dataclass
+
+@dataclass(frozen=True)
 class Profile:
-    """The rounds of sums in a text (over one tensor, and over all), and whether it needs the parameter's shape."""
+    """The rounds of sums in a text, in order, each with its number of sums, and whether it needs the shape."""
 
-    own: int = 0
-    overall: int = 0
+    rounds: tuple[tuple[Scope, int], ...] = ()
     shaped: bool = False
+
+    @property
+    def overall(self) -> int:
+        """The number of rounds over all tensors."""
+        return sum(scope == "overall" for scope, _ in self.rounds)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the text must have the whole tensor in hand."""
+        return self.shaped or any(scope == "own" for scope, _ in self.rounds)
 
 
 def profile(rule: type[Optimizer], job: Job) -> Profile:
     """The profile of the rule's text under this job's flags."""
-    if rule.reach not in ("elementwise", "tensor"):
-        return Profile(own=1, shaped=True)
-    scalars = tuple(name for name, value in job.known.items() if isinstance(value, (float, Tensor)))
-    slots = tuple((name, slot.like_parameter) for name, slot in job.slots.items())
-    return _profile(rule, flags(job), scalars, slots)
+    if rule.reach == "matrix":
+        return Profile(shaped=True)
+    stages = job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
+    ndim = job.param.dim()
+    shaped = ndim > 1 and (stages or rule.reach == "rows")
+    return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1)
 
 
 def flags(job: Job) -> tuple[tuple[str, Any], ...]:
@@ -40,31 +53,38 @@ def flags(job: Job) -> tuple[tuple[str, Any], ...]:
     return tuple((name, value) for name, value in job.known.items() if not isinstance(value, (float, Tensor)))
 
 
+def scalars(job: Job) -> tuple[str, ...]:
+    """The names of the numbers that change from step to step."""
+    return tuple(name for name, value in job.known.items() if isinstance(value, (float, Tensor)))
+
+
 @lru_cache(maxsize=1024)
 def _profile(
     rule: type[Optimizer],
     flags: tuple[tuple[str, Any], ...],
     scalars: tuple[str, ...],
-    slots: tuple[tuple[str, bool], ...],
+    slots: tuple[tuple[str, Slot], ...],
+    ndim: int,
 ) -> Profile:
     across = _Counting()
-    k = Known({**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": 2.0, "ndim": 1, "shape": (2,)}, across)
-    s = State({name: torch.ones(2) if like else torch.ones(()) for name, like in slots})
+    shape = (2,) * ndim
+    k = Known(
+        {**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": float(2**ndim), "ndim": ndim, "shape": shape}, across
+    )
+    p = torch.ones(shape)
     with torch.no_grad():
-        advance(rule, torch.ones(2), torch.ones(2), s, k)
-    shaped = k.centralize_grad or k.adaptive_grad_clip is not None
-    return Profile(across.own_rounds, across.overall_rounds, shaped)
+        advance(rule, p, torch.ones(shape), State({name: slot.new(p) for name, slot in slots}), k)
+    return Profile(tuple(across.rounds), shaped=ndim > 1)
 
 
 class _Counting(Across):
     def __init__(self) -> None:
-        self.own_rounds = 0
-        self.overall_rounds = 0
+        self.rounds: list[tuple[Scope, int]] = []
 
     def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
-        self.own_rounds += 1
+        self.rounds.append(("own", len(partials)))
         return partials
 
     def overall(self, partials: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.overall_rounds += 1
+        self.rounds.append(("overall", len(partials)))
         return partials

@@ -1,0 +1,54 @@
+"""Compiling before the first step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from descend.engine.executors import chosen, fused
+
+if TYPE_CHECKING:
+    from descend.engine.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What was compiled: for each kernel its description and the seconds it took."""
+
+    kernels: tuple[tuple[str, float], ...]
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return sum(seconds for _, seconds in self.kernels)
+
+    def __str__(self) -> str:
+        lines = [f"{seconds:6.2f} s  {what}" for what, seconds in self.kernels]
+        return "\n".join([*lines, f"{self.seconds:6.2f} s  for {len(self.kernels)} kernels"])
+
+
+@torch.no_grad()
+def warm_up(optimizer: Optimizer) -> WarmUp:
+    """Compile all kernels that the fused groups of an optimizer will need, without a step.
+
+    Parameters that take gradients count, with gradients of their own dtype. State, parameters and step counters stay
+    as they are. Kernels are shared by the whole process, so a second optimizer of the same kind finds them.
+
+    Args:
+        optimizer: an optimizer with ``fused=True``, or with groups that have it.
+
+    Returns:
+        What was compiled and how long each took; print it.
+    """
+    jobs = [job for job in optimizer.trial_jobs() if chosen(type(optimizer), job) == "fused"]
+    signatures = {fused.signature_of(type(optimizer), job) for job in jobs if fused.compiles(type(optimizer), job)}
+    kernels = []
+    for signature in signatures:
+        for stage in range(len(signature.rounds) + 1):
+            start = time.perf_counter()
+            fused.kernel(signature, stage)
+            kernels.append((signature.describe(stage), time.perf_counter() - start))
+    return WarmUp(tuple(kernels))
