@@ -1,7 +1,11 @@
 """descend: optimizers for PyTorch, each written once, with every capability on all of them."""
 
+from descend import optimizers as _optimizers
+from descend.catalogue import *  # noqa: F403
+from descend.catalogue import __all__ as _catalogue
 from descend.engine.optimizer import Optimizer
 from descend.engine.warmup import WarmUp, warm_up
 from descend.optimizers import *  # noqa: F403
 
 __version__ = "0.1.0"
+__all__ = ["Optimizer", "WarmUp", "warm_up", *_catalogue, *_optimizers.__all__]

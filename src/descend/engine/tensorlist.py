@@ -41,6 +41,8 @@ class TensorList:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is torch.clamp and isinstance(args[0], TensorList):
+            return args[0].clamp(*args[1:], **(kwargs or {}))
         multi = _FOREACH.get(func)
         if multi is not None and not kwargs and all(isinstance(a, TensorList) for a in args):
             return cls(multi(*(a.tensors for a in args)))
@@ -103,6 +105,14 @@ class TensorList:
 
     def __and__(self, other: Any) -> TensorList:
         return TensorList.each(torch.logical_and, self, other)
+
+    def clamp(self, min: Any = None, max: Any = None) -> TensorList:
+        low = self if min is None else self.clamp_min(min)
+        return low if max is None else low.clamp_max(max)
+
+    def clamp_(self, min: Any = None, max: Any = None) -> TensorList:
+        low = self if min is None else self.clamp_min_(min)
+        return low if max is None else low.clamp_max_(max)
 
     def __getattr__(self, name: str) -> Callable[..., TensorList]:
         """A tensor method: multi-tensor where torch has the form, tensor by tensor elsewhere."""

@@ -1,0 +1,75 @@
+"""A race as JSON: everything it did, written after every run and read back by `--resume`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from descend.lab.race import Contender, Entry, Point, Race, Run, Settings
+
+FORMAT = 1
+FILE = "race.json"
+
+
+def save(race: Race, folder: Path) -> None:
+    """Write the race; the file is complete at every moment, whatever interrupts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, **asdict(race)}, allow_nan=False)
+    half = folder / (FILE + ".part")
+    half.write_text(text + "\n", encoding="utf-8")
+    os.replace(half, folder / FILE)
+
+
+def load(folder: Path) -> Race:
+    """Read the race that `save` wrote into `folder`."""
+    path = folder / FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("format") != FORMAT:
+            raise KeyError("format")
+        raw["settings"] = Settings(**raw["settings"])
+        raw["untrained"] = Point(**raw["untrained"]) if raw["untrained"] else None
+        raw["entries"] = {name: entry(value) for name, value in raw["entries"].items()}
+        return Race(**raw)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a race that this version wrote ({error}); start a new one") from error
+
+
+def entry(raw: dict[str, Any]) -> Entry:
+    """One contender's part of the file."""
+
+    def run(raw: dict[str, Any]) -> Run:
+        return Run(**{**raw, "curve": [Point(**point) for point in raw["curve"]]})
+
+    return Entry(
+        Contender(**raw["contender"]), [run(r) for r in raw["trials"]], [run(r) for r in raw["runs"]], raw["error"]
+    )
+
+
+def environment() -> dict[str, str]:
+    """The versions and the kind of machine that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("descend", "torch", "optuna", "scikit-learn", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    found["system"] = f"{platform.system()} {platform.machine()}"
+    found["cores"] = str(os.cpu_count())
+    found["byte order"] = sys.byteorder
+    return found
+
+
+def changed(before: dict[str, str]) -> dict[str, str]:
+    """The environment, with a word wherever a race that is resumed began in another one."""
+    now = environment()
+    return {
+        key: value if before.get(key, value) == value else f"{value}, before it was resumed {before[key]}"
+        for key, value in now.items()
+    }

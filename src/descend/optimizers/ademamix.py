@@ -1,0 +1,108 @@
+"""AdEMAMix: AdamW with a second, much slower momentum."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Optimizer
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.terms import ema, ema_sq, least, plus, root
+
+
+class AdEMAMix(Optimizer):
+    """AdEMAMix, a mixture of two averages of the gradient.
+
+    ::
+
+        m₁ ← β₁m₁ + (1−β₁)g
+        m₂ ← β₃m₂ + (1−β₃)g
+        v ← β₂v + (1−β₂)g²
+        p ← p − lr·weight_decay·p − lr·(m̂₁ + alpha·m₂)/(√v̂ + eps)      m̂₁ = m₁/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ)
+
+    Over alpha_warmup steps alpha grows linearly from 0; over beta3_warmup steps 1/ln β₃, and with it the half-life of
+    m₂, changes linearly from β₁'s.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of m₁, v and m₂, each in [0, 1).
+        alpha: weight of the slow average, ≥ 0; 2 to 8 in the paper.
+        beta3_warmup: steps in which β₃ grows, > 0; None: off. The paper takes all steps of the training.
+        alpha_warmup: steps in which alpha grows, > 0; None: off. The paper takes all steps of the training.
+        eps: added to the denominator, ≥ 0.
+        weight_decay: decoupled decay, in units of lr, ≥ 0.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = AdEMAMix(layer.parameters(), lr=1e-2, alpha_warmup=1000, beta3_warmup=1000)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Pagliardini et al., The AdEMAMix Optimizer: Better, Faster, Older, 2024, arXiv 2409.03137.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 2.0,
+        beta3_warmup: int | None = None,
+        alpha_warmup: int | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **common: Unpack[Common],
+    ) -> None:
+        slow = dict(alpha=alpha, beta3_warmup=beta3_warmup, alpha_warmup=alpha_warmup)
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **slow), **common)
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if not 0 <= h.alpha < math.inf:
+            raise ValueError(f"alpha={h.alpha!r}, expected a finite number >= 0")
+        for name in ("beta3_warmup", "alpha_warmup"):
+            if getattr(h, name) is not None and not getattr(h, name) > 0:
+                raise ValueError(f"{name}={getattr(h, name)!r}, expected a number of steps > 0, or None")
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"exp_avg_fast": signed(), "exp_avg_slow": signed(), "exp_avg_sq": positive()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        beta1, beta2, beta3 = h.betas
+        if h.beta3_warmup is not None:
+            grown = least(t / h.beta3_warmup, 1.0)
+            beta3 = beta3 ** (1 / (grown + (1 - grown) * _log_ratio(beta3, beta1)))
+        return {
+            "weight1": 1 - beta1,
+            "weight2": 1 - beta2,
+            "weight3": 1 - beta3,
+            "debias1": 1 / (1 - beta1**t),
+            "debias2": (1 - beta2**t) ** -0.5,
+            "mix": h.alpha if h.alpha_warmup is None else h.alpha * least(t / h.alpha_warmup, 1.0),
+        }
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        ema(s.exp_avg_fast, g, k.weight1)
+        ema(s.exp_avg_slow, g, k.weight3)
+        ema_sq(s.exp_avg_sq, g, k.weight2)
+        return plus(s.exp_avg_fast * k.debias1, s.exp_avg_slow, k.mix) / root(s.exp_avg_sq, k.debias2, k.eps)
+
+
+def _log_ratio(a: Any, b: Any) -> Any:
+    """ln a / ln b, the ratio of the half-lives of b and a; 0 where b is 0 and has none."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
+        return torch.log(a) / torch.log(b)
+    return math.log(a) / math.log(b) if a and b else 0.0

@@ -1,0 +1,83 @@
+"""StableAdamW: AdamW whose learning rate falls where the second moment is out of date."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import take
+from descend.terms import clip_ratio, ema, ema_sq, root
+
+
+class StableAdamW(Optimizer):
+    """StableAdamW, AdamW with Adafactor's update clipping.
+
+    ::
+
+        m ← β̂₁m + (1−β̂₁)g
+        v ← β̂₂v + (1−β̂₂)g²                         β̂ = β(1−βᵗ⁻¹)/(1−βᵗ), which needs no bias correction
+        lrₜ = lr/max(1, RMS(g/max(√v, eps)))
+        p ← p − lrₜ·weight_decay·p − lrₜ·m/(√v + eps)
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        eps: added to the denominator, and its least value where lr is reduced, > 0.
+        weight_decay: decoupled decay, in units of lrₜ, ≥ 0.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = StableAdamW(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+
+    Reference:
+        Wortsman et al., Stable and low-precision training for large-scale vision-language models, 2023,
+        arXiv 2304.13013.
+    """
+
+    reach: ClassVar[Reach] = "tensor"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if not h.eps > 0:
+            raise ValueError(f"eps={h.eps!r}, expected a number > 0: a gradient that was always zero is divided by it")
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"exp_avg": signed(), "exp_avg_sq": positive()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        beta1, beta2 = h.betas
+        return {"weight1": (1 - beta1) / (1 - beta1**t), "weight2": (1 - beta2) / (1 - beta2**t)}
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        ema(s.exp_avg, g, k.weight1)
+        ema_sq(s.exp_avg_sq, g, k.weight2)
+        slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)
+        k.step_size = k.step_size / slower
+        k.decay_amount = k.decay_amount / slower
+        k.decay_factor = 1 - k.decay_amount
+        take(p, s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), g, k)
