@@ -51,13 +51,17 @@ def count(jobs: Sequence[Job]) -> None:
     torch._foreach_add_([job.state["step"] for job in jobs], 1)
     if skipped is not None:
         torch._foreach_sub_([job.state["step"] for job in jobs], [skipped.float()] * len(jobs))
+    for name in jobs[0].carried:
+        held, values = [job.state[name] for job in jobs], [job.carried[name] for job in jobs]
+        if not isinstance(values[0], Tensor):
+            torch._foreach_zero_(held)
+            torch._foreach_add_(held, values)
+        elif skipped is None:
+            torch._foreach_copy_(held, values)
+        else:
+            kept = [torch.where(skipped > 0, before, value) for before, value in zip(held, values, strict=True)]
+            torch._foreach_copy_(held, kept)
     for job in jobs:
-        for name, value in job.carried.items():
-            before = job.state[name]
-            if not isinstance(value, Tensor):
-                before.fill_(value)
-            else:
-                before.copy_(value if skipped is None else torch.where(skipped > 0, before, value))
         job.done = True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,7 +95,10 @@ class Known:
 
     def count(self, dims: tuple[int, ...]) -> Any:
         """The number of elements along these dimensions of the whole parameter."""
-        return math.prod(self.shape[d] for d in dims)
+        count = 1
+        for d in dims:
+            count = count * self.shape[d]
+        return count
 
     def norms(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Euclidean norms over all elements of each."""

@@ -117,6 +117,7 @@ class Optimizer(torch.optim.Optimizer):
             options.check_parameter(kind, name, p)
             if merged.get("fused") and isinstance(p, Tensor):
                 fused.check(kind, name, p)
+        self._name_like_the_others(group)
         if merged.get("corrected_weight_decay") and "max_lr_snapshot" not in group:
             group["max_lr_snapshot"] = float(self.defaults["lr"])
         super().add_param_group(group)
@@ -128,6 +129,13 @@ class Optimizer(torch.optim.Optimizer):
                 except ValueError as error:
                     self.param_groups.pop()
                     raise ValueError(f"{kind}: parameter {names[i] if names else i}: {error}") from None
+
+    def _name_like_the_others(self, group: dict[str, Any]) -> None:
+        """Give an unnamed group names where the groups before have them: torch takes all with names or none."""
+        named = bool(self.param_groups) and "param_names" in self.param_groups[0]
+        if named and "param_names" not in group and all(isinstance(entry, Tensor) for entry in group["params"]):
+            index = len(self.param_groups)
+            group["param_names"] = [f"group{index}.{i}" for i in range(len(group["params"]))]
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -187,6 +195,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch puts it there; it is no option of ours, nor a kernel's
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)

@@ -124,8 +124,7 @@ class AdafactorBigVision(Optimizer):
             u = u / clip_ratio(k.rms(u), k.clipping_threshold)
         if "exp_avg" not in s:
             return u
-        # The step takes what will be read back at the next one, or the two would drift apart.
-        return ema(s.exp_avg, u, 1 - k.momentum).to(_dtype(k.momentum_dtype)).to(u.dtype)
+        return _rounded(ema(s.exp_avg, _rounded(u, k.momentum_dtype), 1 - k.momentum), k.momentum_dtype)
 
 
 class TorchAdafactor(Optimizer):
@@ -205,6 +204,11 @@ class TorchAdafactor(Optimizer):
         u = torch.rsqrt(torch.clamp(v, min=k.floor**2)) * g
         p_rms, u_rms = (torch.sqrt(total / k.numel) for total in k.sums(p * p, u * u))
         return u * (torch.clamp(p_rms, min=k.least_scale) / clip_ratio(u_rms, k.d))
+
+
+def _rounded(x: Tensor, dtype: str | torch.dtype) -> Tensor:
+    """x as the average's dtype holds it: all that timm adds to it and steps by."""
+    return x.to(_dtype(dtype)).type_as(x)
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype | None:

@@ -15,10 +15,11 @@ from descend.engine.slots import Slot, positive, signed
 from descend.terms import blend, clip_ratio, ema, ema_sq, root, running_max
 
 
-def moments(g: Tensor, s: State, k: Known) -> None:
-    """m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g²."""
-    ema(s.exp_avg, g, k.weight1)
-    ema_sq(s.exp_avg_sq, g, k.weight2)
+def moments(g: Tensor, s: State, k: Known, weights: tuple[Any, Any] | None = None) -> None:
+    """m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², with other weights than these where given."""
+    weight1, weight2 = weights or (k.weight1, k.weight2)
+    ema(s.exp_avg, g, weight1)
+    ema_sq(s.exp_avg_sq, g, weight2)
 
 
 def denominator(s: State, k: Known) -> Tensor:

@@ -11,9 +11,9 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
-from descend.engine.slots import Slot, signed
+from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction
-from descend.terms import ema, root
+from descend.terms import ema, ema_sq, root
 
 
 class AdamMini(Optimizer):
@@ -34,8 +34,8 @@ class AdamMini(Optimizer):
         betas: decay rates of the two averages, each in [0, 1).
         eps: added to the denominator, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
-        block: what shares a second moment: "tensor", "row" (a slice of dimension 0) or "head" (n_heads equal parts of
-            dimension 0). Tensors of fewer than two dimensions are one block.
+        block: what shares a second moment: "tensor"; "row", a slice of dimension 0; "head", one of n_heads equal parts of
+            dimension 0, vectors being one part; or "element", which is AdamW.
         n_heads: number of heads, ≥ 1; acts with block="head".
         **common: see :class:`~descend.engine.options.Common`.
 
@@ -72,18 +72,21 @@ class AdamMini(Optimizer):
 
     @staticmethod
     def check(h: Any) -> None:
-        if h.block not in ("tensor", "row", "head"):
-            raise ValueError(f"block={h.block!r}, expected 'tensor', 'row' or 'head'")
+        if h.block not in ("tensor", "row", "head", "element"):
+            raise ValueError(f"block={h.block!r}, expected 'tensor', 'row', 'head' or 'element'")
         if not (isinstance(h.n_heads, int) and h.n_heads >= 1):
             raise ValueError(f"n_heads={h.n_heads!r}, expected an integer >= 1")
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:
-        return {"block": h.block if p.dim() >= 2 else "tensor"}
+        of_vectors = {"row": "element", "head": "tensor"}
+        return {"block": h.block if p.dim() >= 2 else of_vectors.get(h.block, h.block)}
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         block = AdamMini.traits(h, p)["block"]
+        if block == "element":
+            return {"exp_avg": signed(), "exp_avg_sq": positive()}
         if block == "tensor":
             return {"exp_avg": signed(), "exp_avg_sq": Slot("positive", reduce="all")}
         if block == "row":
@@ -100,7 +103,9 @@ class AdamMini(Optimizer):
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         ema(s.exp_avg, g, k.weight1)
-        if k.block == "tensor":
+        if k.block == "element":
+            v = ema_sq(s.exp_avg_sq, g, k.weight2)
+        elif k.block == "tensor":
             v = ema(s.exp_avg_sq, k.mean(g * g), k.weight2)
         elif k.block == "row":
             v = ema(s.exp_avg_sq, k.means_over((g * g, _inner(g)))[0], k.weight2)

@@ -13,7 +13,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
-from descend.terms import ema, ema_sq, least, plus, root
+from descend.terms import choose, ema, ema_sq, least, plus, root
 
 
 class AdEMAMix(Optimizer):
@@ -26,8 +26,8 @@ class AdEMAMix(Optimizer):
         v ← β₂v + (1−β₂)g²
         p ← p − lr·weight_decay·p − lr·(m̂₁ + alpha·m₂)/(√v̂ + eps)      m̂₁ = m₁/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ)
 
-    Over alpha_warmup steps alpha grows linearly from 0; over beta3_warmup steps 1/ln β₃, and with it the half-life of
-    m₂, changes linearly from β₁'s.
+    Over alpha_warmup steps alpha grows linearly from 0; over beta3_warmup steps the half-life of m₂ grows linearly from
+    that of m₁.
 
     Args:
         params: parameters or groups of parameters.
@@ -81,8 +81,7 @@ class AdEMAMix(Optimizer):
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         beta1, beta2, beta3 = h.betas
         if h.beta3_warmup is not None:
-            grown = least(t / h.beta3_warmup, 1.0)
-            beta3 = beta3 ** (1 / (grown + (1 - grown) * _log_ratio(beta3, beta1)))
+            beta3 = choose(t < h.beta3_warmup, _on_the_way(beta1, beta3, t / h.beta3_warmup), beta3)
         return {
             "weight1": 1 - beta1,
             "weight2": 1 - beta2,
@@ -100,9 +99,11 @@ class AdEMAMix(Optimizer):
         return plus(s.exp_avg_fast * k.debias1, s.exp_avg_slow, k.mix) / root(s.exp_avg_sq, k.debias2, k.eps)
 
 
-def _log_ratio(a: Any, b: Any) -> Any:
-    """ln a / ln b, the ratio of the half-lives of b and a; 0 where b is 0 and has none."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (a, b))
-        return torch.log(a) / torch.log(b)
-    return math.log(a) / math.log(b) if a and b else 0.0
+def _on_the_way(start: Any, end: Any, part: Any) -> Any:
+    """The decay rate whose half-life lies at this part of the way; 1e-8 more, as the authors have it, so that 0 has one."""
+    end = end + 1e-8
+    return end ** (1 / (part + (1 - part) * _log(end) / _log(start + 1e-8)))
+
+
+def _log(x: Any) -> Any:
+    return torch.log(x) if isinstance(x, Tensor) else math.log(x)

@@ -26,7 +26,7 @@ class Lookahead(torch.optim.Optimizer):
 
     Args:
         base_optimizer: any optimizer, of descend or of torch.
-        alpha: how far the slow weights go towards the fast ones, in (0, 1].
+        alpha: how far the slow weights go towards the fast ones, in [0, 1].
         k: steps between two synchronisations, ≥ 1.
 
     Raises:
@@ -47,9 +47,9 @@ class Lookahead(torch.optim.Optimizer):
 
     def __init__(self, base_optimizer: torch.optim.Optimizer, alpha: float = 0.5, k: int = 6) -> None:
         if not isinstance(base_optimizer, torch.optim.Optimizer):
-            raise TypeError(f"Lookahead: base_optimizer={base_optimizer!r}, expected a torch.optim.Optimizer")
-        if not 0.0 < alpha <= 1.0:
-            raise ValueError(f"Lookahead: alpha={alpha!r}, expected a number in (0, 1]")
+            raise TypeError(f"Lookahead: base_optimizer is a {type(base_optimizer).__name__}, expected a torch.optim.Optimizer")
+        if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0):
+            raise ValueError(f"Lookahead: alpha={alpha!r}, expected a number in [0, 1]")
         if not (isinstance(k, int) and k >= 1):
             raise ValueError(f"Lookahead: k={k!r}, expected an integer >= 1")
         own = {"lookahead_alpha": alpha, "lookahead_k": k, "lookahead_step": 0}

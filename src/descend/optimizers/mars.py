@@ -13,6 +13,7 @@ from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
+from descend.optimizers.adam import moments
 from descend.terms import add_scaled, assign, choose, clip_ratio, ema, ema_sq, plus, root
 
 
@@ -108,8 +109,8 @@ class Mars(Optimizer):
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
         if not k.reduces:
-            m = shape_direction(ema(s.exp_avg, g, k.vector_weight1), g, k)
-            ema_sq(s.exp_avg_sq, g, k.vector_weight2)
+            moments(g, s, k, (k.vector_weight1, k.vector_weight2))
+            m = shape_direction(s.exp_avg, g, k)
             u = m * k.vector_debias1 / root(s.exp_avg_sq, k.vector_debias2, k.eps)
             assign(s.last_grad, g)
             add_scaled(p, plus(u, p, k.weight_decay), -k.vector_lr)

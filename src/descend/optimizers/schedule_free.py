@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +23,16 @@ class ScheduleFree(Optimizer):
 
     ::
 
-        u = the direction at y                       y is where gradients are taken: the parameter in training
+        y = (1−β)z + βx              where gradients are taken: the parameter in training
         z ← z − lrₜ·(u + weight_decay·y)
-        x ← (1−cₜ)x + cₜz                            cₜ = wₜ/Σw, wₜ = tʳ·(largest lrₜ so far)^weight_lr_power
-        y = (1−β)z + βx                              x is what is evaluated and saved: the parameter after eval()
+        x ← (1−cₜ)x + cₜz            what is evaluated and saved: the parameter after eval()
 
-    Only y or x, and z, are stored. A fresh optimizer is in training mode.
+    with the direction u at y, cₜ = wₜ/Σw and wₜ = tʳ·(largest lrₜ so far)^weight_lr_power. Only z, and y or x, are
+    stored. A fresh optimizer is in training mode.
     """
 
     carried = {"weight_sum": 0.0, "lr_max": 0.0}
-    refused = {"hyperball": "the averages of points on a sphere are inside it"}
+    refused = {"hyperball": "averages of points on a sphere lie inside it"}
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -42,14 +43,10 @@ class ScheduleFree(Optimizer):
         return "own"
 
     @staticmethod
-    def interpolation(h: Any) -> Any:
-        """β, the weight of x in y."""
-        return h.betas[0]
-
-    @classmethod
-    def check(cls, h: Any) -> None:  # type: ignore[override]
-        if not 0 < cls.interpolation(h) < 1:
-            raise ValueError(f"{_name(h)}={cls.interpolation(h)!r}, expected a number in (0, 1): the average is read from it")
+    def check(h: Any) -> None:
+        if not 0 < _beta(h) < 1:
+            name = "betas[0]" if "betas" in vars(h) else "momentum"
+            raise ValueError(f"{name}={_beta(h)!r}, expected a number in (0, 1): the average is recovered by it")
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
@@ -60,22 +57,15 @@ class ScheduleFree(Optimizer):
         add_scaled(p, u, -k.step_y)
         add_scaled(s.z, u, -k.step_z)
 
-    # ------------------------------------------------------------------ the two modes
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, in the mode of the others."""
-        super().add_param_group(param_group)
-        self.param_groups[-1].setdefault("train_mode", self.param_groups[0].get("train_mode", True))
-
     def train(self) -> None:
-        """Put y, where gradients are taken, into the parameters. Call it before training goes on."""
+        """Put y, where gradients are taken, into the parameters: before training starts again. Harmless twice."""
         self._switch(True)
 
     def eval(self) -> None:
-        """Put x, the average, into the parameters. Call it before the model is evaluated or saved.
+        """Put x, the average, into the parameters: before an evaluation, and before saving. Harmless twice.
 
-        The running statistics of BatchNorm belong to y: before an evaluation, send some training batches through the
-        model with ``model.train()`` and ``optimizer.eval()``.
+        The running statistics of BatchNorm belong to y. With such layers, after ``optimizer.eval()`` send some dozen
+        training batches through the model in its training mode, without gradients, before evaluating it.
         """
         self._switch(False)
 
@@ -84,21 +74,32 @@ class ScheduleFree(Optimizer):
         for group in self.param_groups:
             if group["train_mode"] == train:
                 continue
-            beta = float(self.interpolation(_Options(group)))
+            beta = float(_beta(SimpleNamespace(**group)))
             towards_z = 1 - beta if train else 1 - 1 / beta
             for p in group["params"]:
-                if "z" in self.state.get(p, {}):
-                    z = self.state[p]["z"]
+                z = self.state.get(p, {}).get("z")
+                if z is not None:
                     p.copy_(p.to(z.dtype).lerp(z, towards_z))
             group["train_mode"] = train
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, in the mode of the others."""
+        super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("train_mode", self.param_groups[0].get("train_mode", True))
 
     @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move every parameter that has a gradient by one step.
 
+        Args:
+            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
+
+        Returns:
+            What the closure returned.
+
         Raises:
-            RuntimeError: in evaluation mode, where the parameters are not the point that gradients belong to.
+            RuntimeError: after ``eval()``, while the parameters are not the point that gradients belong to.
         """
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError(
@@ -106,3 +107,220 @@ class ScheduleFree(Optimizer):
                 "call optimizer.train() before training goes on"
             )
         return super().step(closure)
+
+
+class ScheduleFreeAdamW(ScheduleFree):
+    """Schedule-free AdamW, which needs no learning rate schedule and no length of training.
+
+    ::
+
+        v ← β₂v + (1−β₂)g²
+        u = g/(√(v/(1−β₂ᵗ)) + eps) + weight_decay·y
+        z ← z − lrₜu                  lrₜ = lr·min(1, t/warmup_steps)
+        x ← (1−cₜ)x + cₜz             cₜ = wₜ/Σw, wₜ = tʳ·(largest lrₜ so far)^weight_lr_power
+        y ← (1−β₁)z + β₁x
+
+    The parameters are y in training and x after ``optimizer.eval()``, where evaluations and checkpoints belong;
+    ``optimizer.train()`` goes back. The mode is part of the state_dict.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: weight of x in y, in (0, 1), and decay rate of v, in [0, 1).
+        eps: added to the denominator, ≥ 0.
+        weight_decay: decay at y, in units of lr, ≥ 0.
+        warmup_steps: steps in which the learning rate grows linearly, ≥ 0.
+        r: power of the step in the weights of the average, ≥ 0.
+        weight_lr_power: power of the largest learning rate so far in these weights, ≥ 0.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Raises:
+        RuntimeError: at a step after ``eval()``.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = ScheduleFreeAdamW(layer.parameters(), lr=1e-2, warmup_steps=10)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+        >>> optimizer.eval()  # now layer.eval(), and the evaluation
+
+    Reference:
+        Defazio et al., The Road Less Scheduled, 2024, arXiv 2405.15682.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        **common: Unpack[Common],
+    ) -> None:
+        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        average = dict(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
+        super().__init__(params, {**adam, **average}, **common)
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        beta2 = h.betas[1]
+        return {**_averaging(t, h, c, _warm(t, h)), "weight2": 1 - beta2, "debias2": (1 - beta2**t) ** -0.5}
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        return g / root(ema_sq(s.exp_avg_sq, g, k.weight2), k.debias2, k.eps)
+
+
+class ScheduleFreeRAdam(ScheduleFree):
+    """Schedule-free AdamW with RAdam's rectified start in place of a warm-up.
+
+    ::
+
+        v ← β₂v + (1−β₂)g²
+        u = g/(√(v/(1−β₂ᵗ)) + eps) + weight_decay·y
+        z ← z − lrₜu                  lrₜ = lr·rₜ with RAdam's rectification rₜ of the variance of 1/√v
+        x ← (1−cₜ)x + cₜz             cₜ = wₜ/Σw, wₜ = tʳ·(largest lrₜ so far)^weight_lr_power
+        y ← (1−β₁)z + β₁x
+
+    While there is no rectification, in the first few steps, lrₜ is 0; or u = g + weight_decay·y and lrₜ = lr.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: weight of x in y, in (0, 1), and decay rate of v, in [0, 1).
+        eps: added to the denominator, ≥ 0.
+        weight_decay: decay at y, in units of lr, ≥ 0.
+        r: power of the step in the weights of the average, ≥ 0.
+        weight_lr_power: power of the largest learning rate so far in these weights, ≥ 0.
+        silent_sgd_phase: rest in the first few steps, where RAdam takes steps of SGD.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Raises:
+        RuntimeError: at a step after ``eval()``.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = ScheduleFreeRAdam(layer.parameters(), lr=1e-2)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+        >>> optimizer.eval()  # now layer.eval(), and the evaluation
+
+    Reference:
+        Defazio et al., The Road Less Scheduled, 2024, arXiv 2405.15682. Liu et al., On the Variance of the Adaptive
+        Learning Rate and Beyond, 2020, arXiv 1908.03265.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        silent_sgd_phase: bool = True,
+        **common: Unpack[Common],
+    ) -> None:
+        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        average = dict(r=r, weight_lr_power=weight_lr_power, silent_sgd_phase=silent_sgd_phase)
+        super().__init__(params, {**adam, **average}, **common)
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        beta2 = h.betas[1]
+        rho, rectification = rectify(t, beta2)
+        lr = h.lr * choose(rho > 4, rectification, 0.0 if h.silent_sgd_phase else 1.0)
+        second = {"weight2": 1 - beta2, "debias2": (1 - beta2**t) ** -0.5, "adapts": choose(rho > 4, 1.0, 0.0)}
+        return {**_averaging(t, h, c, lr), **second}
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        return either(k.adapts, g / root(ema_sq(s.exp_avg_sq, g, k.weight2), k.debias2, k.eps), g)
+
+
+class ScheduleFreeSGD(ScheduleFree):
+    """Schedule-free SGD, which needs no learning rate schedule and no length of training.
+
+    ::
+
+        z ← z − lrₜ(g + weight_decay·y)      lrₜ = lr·min(1, t/warmup_steps)
+        x ← (1−cₜ)x + cₜz                    cₜ = wₜ/Σw, wₜ = tʳ·(largest lrₜ so far)^weight_lr_power
+        y ← (1−momentum)z + momentum·x
+
+    The parameters are y in training and x after ``optimizer.eval()``, where evaluations and checkpoints belong;
+    ``optimizer.train()`` goes back. The mode is part of the state_dict.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0; ten to fifty times SGD's.
+        momentum: weight of x in y, in (0, 1).
+        weight_decay: decay at y, in units of lr, ≥ 0.
+        warmup_steps: steps in which the learning rate grows linearly, ≥ 0.
+        r: power of the step in the weights of the average, ≥ 0.
+        weight_lr_power: power of the largest learning rate so far in these weights, ≥ 0.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Raises:
+        RuntimeError: at a step after ``eval()``.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = ScheduleFreeSGD(layer.parameters(), lr=1.0)
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+        >>> optimizer.eval()  # now layer.eval(), and the evaluation
+
+    Reference:
+        Defazio et al., The Road Less Scheduled, 2024, arXiv 2405.15682.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        **common: Unpack[Common],
+    ) -> None:
+        average = dict(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, **average), **common)
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        return {"z": position()}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        return _averaging(t, h, c, _warm(t, h))
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        return g
+
+
+def _beta(h: Any) -> Any:
+    """The weight of x in y."""
+    return h.betas[0] if "betas" in vars(h) else h.momentum
+
+
+def _warm(t: Any, h: Any) -> Any:
+    """The learning rate of step t."""
+    return h.lr * least(t / most(h.warmup_steps, 1.0), 1.0)
+
+
+def _averaging(t: Any, h: Any, c: Any, lr: Any) -> dict[str, Any]:
+    """How far y and z go along u at step t, and how much of z the average takes in."""
+    c.lr_max = most(c.lr_max, lr)
+    weight = t**h.r * c.lr_max**h.weight_lr_power
+    c.weight_sum = c.weight_sum + weight
+    started = c.weight_sum > 0
+    share = choose(started, weight / choose(started, c.weight_sum, 1.0), 0.0)
+    pull = h.weight_decay * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.weight_decay
+    return {"share": share, "step_y": lr * (1 - _beta(h) * (1 - share)), "step_z": lr, "pull": pull}

@@ -26,9 +26,8 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
     partials: list[tuple[Any, ...]] = []
     for batch in _batches(jobs):
-        first = batch[0]
-        if profile(rule, first).overall > len(totals):
-            partials += [loop.partial_sums(rule, job, totals) for job in batch]
+        if profile(rule, batch[0]).overall > len(totals):
+            partials.append(_partial_sums(rule, batch, totals))
             continue
         _advance(rule, batch, totals)
         count(batch)
@@ -56,18 +55,41 @@ def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 def _advance(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
     maths = batch[0].maths
-    values = [values_of(job) for job in batch]
-    params, grads = [p for p, _ in values], [g for _, g in values]
-    slots = {name: [real(job.state[name]) for job in batch] for name in batch[0].slots}
+    params, grads, slots = _gather(batch)
     p, g = _load(params, maths), _load(grads, maths)
     s = {name: _load(tensors, maths) for name, tensors in slots.items()}
-    known = {n: v.to(maths) if isinstance(v, Tensor) else v for n, v in batch[0].known.items()}
-    numel = tuple(float(p.numel()) for p in params)
-    k = Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(totals))
-    advance(rule, TensorList(p), TensorList(g), State({n: TensorList(t) for n, t in s.items()}), k)  # type: ignore[arg-type]
+    state = State({name: TensorList(tensors) for name, tensors in s.items()})
+    advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
     _store(params, p)
     for name, tensors in slots.items():
         _store(tensors, s[name])
+
+
+def _partial_sums(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+    """The batch's part of the first sums over all tensors that are not known yet; nothing is changed."""
+    maths = batch[0].maths
+    params, grads, slots = _gather(batch)
+    p, g = TensorList(_load(params, maths)), TensorList(_load(grads, maths))
+    state = loop.Scratch({name: TensorList(tensors) for name, tensors in slots.items()}, maths)
+    try:
+        advance(rule, p, g, state, _known(batch, totals))  # type: ignore[arg-type]
+    except Pause as pause:
+        return tuple(pause.partials)
+    raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
+
+
+def _gather(batch: Sequence[Job]) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
+    """The batch's parameters, gradients and, slot by slot, its state."""
+    values = [values_of(job) for job in batch]
+    slots = {name: [real(job.state[name]) for job in batch] for name in batch[0].slots}
+    return [p for p, _ in values], [g for _, g in values], slots
+
+
+def _known(batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> Known:
+    first = batch[0]
+    known = {name: v.to(first.maths) if isinstance(v, Tensor) else v for name, v in first.known.items()}
+    numel = tuple(float(real(job.param).numel()) for job in batch)
+    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(totals))
 
 
 def _load(tensors: Sequence[Tensor], maths: torch.dtype) -> list[Tensor]:

@@ -156,7 +156,7 @@ class _Tables:
         self._made: dict[Any, Tensor] = {}
 
     def table(self, signature: Signature, bundle: Sequence[Job]) -> Tensor:
-        key = tuple(id(job.known) for job in bundle)
+        key = (signature, *(id(job.known) for job in bundle))
         made = self._made.get(key)
         if made is None:
             made = self._made[key] = self._make(signature, bundle)
@@ -165,13 +165,13 @@ class _Tables:
     def _make(self, signature: Signature, bundle: Sequence[Job]) -> Tensor:
         filled = [*bundle, *[bundle[0]] * (signature.bundle - len(bundle))]
         if bundle[0].group["capturable"]:
-            def column(name: str) -> Tensor:
-                values = [job.known[name] for job in filled]
-                if isinstance(values[0], Tensor):
-                    return torch.stack([value.to(torch.float64) for value in values])
-                return torch.full((len(values),), values[0], dtype=torch.float64, device=signature.device)
+            def number(value: Any) -> Tensor:
+                if isinstance(value, Tensor):
+                    return value.to(torch.float64)
+                return torch.full((), value, dtype=torch.float64, device=signature.device)
 
-            return torch.stack([column(name) for name in signature.scalars], dim=1)
+            rows = [torch.stack([number(job.known[name]) for name in signature.scalars]) for job in filled]
+            return torch.stack(rows)
         rows = [[job.known[name] for name in signature.scalars] for job in filled]
         return torch.tensor(rows, dtype=torch.float64).to(signature.device, non_blocking=True)
 
@@ -213,7 +213,7 @@ def _inputs(signature: Signature, bundle: Sequence[Job]) -> tuple[Any, ...]:
             if like and t.stride() != p.stride():
                 job.state[name] = torch.empty_like(job.param, dtype=job.state[name].dtype).copy_(job.state[name])
                 t = real(job.state[name])
-            column.append(flatten(t) if like and flat else t)
+            column.append(flatten(t) if (like and flat) or t.dim() == 0 else t)
     missing = signature.bundle - len(bundle)
     if missing:
         scratch = _scratch(signature)
@@ -246,7 +246,7 @@ def _blank(
         [
             zeros(p.shape, dtype)
             if slot.like_parameter
-            else torch.zeros(slot.shape_for(p), dtype=dtype, device=signature.device)
+            else torch.zeros(slot.shape_for(p) or (1,), dtype=dtype, device=signature.device)
             for p in params
         ]
         for _, slot, dtype in signature.slots
@@ -285,6 +285,8 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
     final = stage == len(signature.rounds)
     scopes = tuple(scope for scope, _ in signature.rounds[:stage])
     slot_names = tuple(name for name, _, _ in signature.slots)
+    # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
+    single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
     count = signature.bundle
 
     def step(params: Any, grads: Any, state: Any, table: Any, sums: Any) -> Any:
@@ -292,7 +294,7 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
         for i in range(count):
             p, g = params[i], grads[i]
             row = table[i].unbind(0)
-            s = {name: column[i] for name, column in zip(slot_names, state)}
+            s = {n: column[i][0] if n in single else column[i] for n, column in zip(slot_names, state)}
             answers = [
                 (total if scope == "overall" or shaped else total[i]) for scope, total in zip(scopes, sums)
             ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,15 +57,15 @@ def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, T
         )
 
 
-class _Scratch(State):
+class Scratch(State):
     """State whose slots are copied when they are first used, so that a text can run without effect."""
 
-    def __init__(self, tensors: dict[str, Tensor], maths: torch.dtype) -> None:
+    def __init__(self, tensors: Mapping[str, Any], maths: torch.dtype) -> None:
         self.__dict__.update(_tensors=tensors, _maths=maths)
 
     def __getattr__(self, name: str) -> Tensor:
         try:
-            value = self._tensors[name].to(self._maths, copy=True)
+            value: Tensor = self._tensors[name].to(self._maths, copy=True)
         except KeyError:
             return super().__getattr__(name)
         setattr(self, name, value)
@@ -78,7 +78,7 @@ class _Scratch(State):
 def partial_sums(rule: type[Optimizer], job: Job, totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
     p, g = values_of(job)
-    s = _Scratch({name: real(job.state[name]) for name in job.slots}, job.maths)
+    s = Scratch({name: real(job.state[name]) for name in job.slots}, job.maths)
     k = cast_scalars(Known({**job.known, **measure(job)}, OverallKnown(totals)), job.maths)
     try:
         advance(rule, p.to(job.maths), g.to(job.maths), s, k)

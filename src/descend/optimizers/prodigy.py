@@ -1,0 +1,192 @@
+"""Prodigy: Adam that estimates its own learning rate, the distance to the solution."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.executors import Totals
+from descend.engine.job import Job
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.options import Common
+from descend.engine.slots import Slot, position, positive, signed
+from descend.engine.text import take
+from descend.terms import accumulate, add_product, assign, choose, either, least, most, root
+
+
+class Prodigy(Optimizer):
+    """Prodigy, which multiplies lr by an estimate d of the distance from the start x₀ to the solution.
+
+    ::
+
+        r ← β₃r + Σ (d/d0)·d·lr·⟨g, x₀ − p⟩            sums over all parameters
+        s ← β₃s + (d/d0)·d·lr·g
+        d̂ = d_coef·r/Σ‖s‖₁
+        m ← β₁m + (1−β₁)·d·g
+        v ← β₂v + (1−β₂)·d²g²
+        d' = min(largest d̂ so far, growth_rate·d)      growth_rate acts after the first d̂ > d0
+        p ← p − d·lr·weight_decay·p − d·lr·m/(√v + d'·eps)
+
+    The estimate is in every parameter group, as ``d``; the step is ``d·lr``.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: factor on the estimate, ≥ 0; schedules go here.
+        betas: decay rates of m and v, each in [0, 1).
+        beta3: decay rate of r and s, in [0, 1); None: √β₂.
+        eps: added to the denominator, in units of d, ≥ 0.
+        weight_decay: decay, ≥ 0; in units of d·lr with ``decouple``.
+        decouple: decay the parameter; else weight_decay·p is added to the gradient.
+        use_bias_correction: multiply lr by √(1−β₂ᵗ)/(1−β₁ᵗ).
+        safeguard_warmup: leave lr out of s, so that a warm-up of lr does not inflate d.
+        d0: first estimate, > 0.
+        d_coef: factor on the estimates, > 0.
+        growth_rate: the factor that d may grow by in a step, ≥ 1.
+        slice_p: take only every so many elements of a parameter into the estimate, ≥ 1; saves memory.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = Prodigy(layer.parameters())
+        >>> layer(torch.ones(2)).backward()
+        >>> optimizer.step()
+        >>> optimizer.param_groups[0]["d"]
+        1e-06
+
+    Reference:
+        Mishchenko, Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2024, arXiv 2306.06101. The
+        authors' code counts steps once for all parameters and accepts one lr; here each has its own.
+    """
+
+    reach: ClassVar[Reach] = "tensor"
+    structural: ClassVar[frozenset[str]] = frozenset(("slice_p",))
+    refused = {"hyperball": "its learning rate is a distance, not an angle"}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: float = 1e-6,
+        d_coef: float = 1.0,
+        growth_rate: float = math.inf,
+        *,
+        slice_p: int = 1,
+        **common: Unpack[Common],
+    ) -> None:
+        adam = dict(lr=lr, betas=betas, beta3=beta3, eps=eps, weight_decay=weight_decay, decouple=decouple)
+        flags = dict(use_bias_correction=use_bias_correction, safeguard_warmup=safeguard_warmup)
+        estimate = dict(d0=d0, d_coef=d_coef, growth_rate=growth_rate, slice_p=slice_p)
+        start = dict(d=d0, d_max=d0, d_numerator=0.0)
+        super().__init__(params, {**adam, **flags, **estimate, **start}, **common)
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if h.beta3 is not None and not 0 <= h.beta3 < 1:
+            raise ValueError(f"beta3={h.beta3!r}, expected a number in [0, 1), or None")
+        for name in ("d0", "d_coef"):
+            if not 0 < getattr(h, name) < math.inf:
+                raise ValueError(f"{name}={getattr(h, name)!r}, expected a finite number > 0")
+        if not h.growth_rate >= 1:
+            raise ValueError(f"growth_rate={h.growth_rate!r}, expected a number >= 1")
+        if not (isinstance(h.slice_p, int) and h.slice_p >= 1):
+            raise ValueError(f"slice_p={h.slice_p!r}, expected an integer >= 1")
+        if h.slice_p > 1 and h.fused:
+            raise ValueError(f"slice_p={h.slice_p} with fused=True, expected slice_p=1: kernels take whole tensors")
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        moments = {"exp_avg": signed(), "exp_avg_sq": positive()}
+        if h.slice_p == 1:
+            return {**moments, "p0": position(), "s": signed()}
+        sliced = (-(-p.numel() // h.slice_p), 1)
+        return {**moments, "p0": Slot("position", shape=sliced), "s": Slot("signed", shape=sliced)}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        beta1, beta2 = h.betas
+        rate = h.d * h.lr
+        if h.use_bias_correction:
+            rate = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+        amount = rate * h.weight_decay * (h.lr / h.max_lr_snapshot if h.corrected_weight_decay else 1.0)
+        return {
+            "memory": _memory(h),
+            "weight1": h.d * (1 - beta1),
+            "weight2": h.d * h.d * (1 - beta2),
+            "weight_r": h.d / h.d0 * rate,
+            "weight_s": h.d / h.d0 * (h.d if h.safeguard_warmup else rate),
+            "first": choose(t == 1, 1.0, 0.0),
+            "step_size": rate,
+            "decay_amount": amount,
+            "decay_factor": 1 - amount,
+        }
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "decoupled" if h.decouple else "coupled"
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        some_p, some_g = (p, g) if k.slice_p == 1 else (_every(k.slice_p, p), _every(k.slice_p, g))
+        if k.slice_p > 1:
+            assign(s.p0, either(k.first, some_p, s.p0))
+        accumulate(s.s, k.memory, some_g, k.weight_s)
+        pairing, size = k.overall_sums((s.p0 - some_p) * some_g * k.weight_r, torch.abs(s.s))
+        accumulate(s.exp_avg, k.beta1, g, k.weight1)
+        add_product(s.exp_avg_sq.mul_(k.beta2), g, g, k.weight2)
+        d = _estimate(k, k.memory, pairing, size)["d"]
+        take(p, s.exp_avg / root(s.exp_avg_sq, 1.0, d * k.eps), g, k)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with the estimate of the others."""
+        super().add_param_group(param_group)
+        self.param_groups[-1].update({name: self.param_groups[0][name] for name in ("d", "d_max", "d_numerator")})
+
+    def _run(self, jobs: list[Job]) -> Totals:
+        totals = super()._run(jobs)
+        for pairing, size in totals:
+            for group in self.param_groups:
+                _keep(group, pairing, size, jobs[0].known.get("found_inf"))
+        return totals
+
+
+def _memory(h: Any) -> Any:
+    """β₃."""
+    return h.betas[1] ** 0.5 if h.beta3 is None else h.beta3
+
+
+def _estimate(k: Any, memory: Any, pairing: Any, size: Any) -> dict[str, Any]:
+    """The distance, the largest estimate of it and the numerator r, from this step's sums; size 0 tells nothing."""
+    numerator = memory * k.d_numerator + pairing
+    estimate = choose(size > 0, k.d_coef * numerator / choose(size > 0, size, 1.0), k.d)
+    d = choose(k.d <= k.d0, most(k.d, estimate), k.d)
+    d_max = most(k.d_max, estimate)
+    return {"d": least(d_max, d * k.growth_rate), "d_max": d_max, "d_numerator": numerator}
+
+
+def _keep(group: dict[str, Any], pairing: Tensor, size: Tensor, skipped: Tensor | None) -> None:
+    """Write the estimate of this step into the group: as numbers, or in place on the device under ``capturable``."""
+    h = SimpleNamespace(**group)
+    if not group["capturable"]:
+        group.update(_estimate(h, _memory(h), pairing.item(), size.item()))
+        return
+    for name, value in _estimate(h, _memory(h), pairing, size).items():
+        before = torch.as_tensor(group[name], dtype=torch.float64, device=pairing.device)
+        group[name] = before.copy_(value if skipped is None else torch.where(skipped > 0, before, value))
+
+
+def _every(n: int, x: Tensor) -> Tensor:
+    """Every n-th element, as a column."""
+    return x.reshape(-1).unfold(0, 1, n)
