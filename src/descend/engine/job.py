@@ -20,6 +20,7 @@ class Job:
         param: the parameter; complex ones appear as pairs of reals in `value`.
         grad: its gradient, which is read only.
         state: the optimizer's own state dict of this parameter.
+        traits: its flags that depend on its shape.
         slots: what the rule declared for it.
         group: the parameter group.
         known: scalars and flags for the text; jobs with the same dict can run as one batch.
@@ -27,26 +28,25 @@ class Job:
     """
 
     param: Tensor
-    grad: Tensor
     state: dict[str, Any]
     slots: dict[str, Slot]
     group: dict[str, Any]
-    known: dict[str, Any]
-    carried: dict[str, Any]
-    done: bool = field(default=False)
+    traits: tuple[tuple[str, Any], ...]
+    grad: Tensor = field(init=False)
+    known: dict[str, Any] = field(init=False)
+    carried: dict[str, Any] = field(init=False)
+    done: bool = False
 
     @property
     def maths(self) -> torch.dtype:
         """The dtype that this parameter's arithmetic is done in."""
         return torch.float64 if self.param.dtype in (torch.float64, torch.complex128) else torch.float32
 
-    def finish(self) -> None:
-        """Count the step: the parameter has moved."""
-        count([self])
-
 
 def count(jobs: Sequence[Job]) -> None:
     """Count the step of parameters that have moved, and keep what their scalars carry to the next."""
+    if not jobs:
+        return
     skipped = jobs[0].known.get("found_inf")
     torch._foreach_add_([job.state["step"] for job in jobs], 1)
     if skipped is not None:

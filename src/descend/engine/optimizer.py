@@ -17,8 +17,9 @@ from descend.engine.executors import fused
 from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.options import COMMON_DEFAULTS, Common
+from descend.engine.plan import Plan
 from descend.engine.slots import Slot
-from descend.engine.text import decay_scalars, take
+from descend.engine.text import take
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
 Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
@@ -158,7 +159,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         rehearsal = self.rehearses()
-        jobs = self._jobs()
+        jobs = self._plan.jobs(self)
         if not rehearsal and not self._overflows():
             self._run(jobs)
         return loss
@@ -179,8 +180,8 @@ class Optimizer(torch.optim.Optimizer):
         return bool(grads) and not any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
 
     def state_dict(self) -> dict[str, Any]:
-        """torch's state_dict, with the version of its format."""
-        return serial.stamped(super().state_dict())
+        """torch's state_dict, with the optimizer's name and the version of the format."""
+        return serial.stamped(super().state_dict(), type(self).__name__)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, or a checkpoint of the same optimizer from timm or torch.
@@ -214,7 +215,8 @@ class Optimizer(torch.optim.Optimizer):
         for name, default in defaults.items():
             if name in self.refused and values[name]:
                 raise ValueError(f"{kind}: {name}={values[name]!r} is not possible: {self.refused[name]}")
-            class_default, optional = _signature(type(self)).get(name, (default, default is None))
+            fallback = COMMON_DEFAULTS.get(name, default)
+            class_default, optional = _signature(type(self)).get(name, (fallback, fallback is None))
             options.check_option(kind, name, values[name], class_default, optional)
         if values.get("foreach") and values.get("fused"):
             raise ValueError(f"{kind}: foreach=True and fused=True exclude each other, set at most one")
@@ -225,113 +227,21 @@ class Optimizer(torch.optim.Optimizer):
         except ValueError as error:
             raise ValueError(f"{kind}: {error}") from None
 
+    @property
+    def _plan(self) -> Plan:
+        """The jobs kept between steps; it is no state, and is made anew after a copy or a load."""
+        plan: Plan | None = self.__dict__.get("_kept_plan")
+        if plan is None:
+            plan = self.__dict__["_kept_plan"] = Plan()
+        return plan
+
     def _run(self, jobs: list[Job]) -> None:
-        executors.run(type(self), jobs)
+        executors.run(type(self), jobs, self._plan.memory)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """GradScaler asks this: fused kernels divide by the scale themselves."""
         return any(group["fused"] for group in self.param_groups)
-
-    def _jobs(self) -> list[Job]:
-        """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
-        kind = type(self).__name__
-        found: list[tuple[int, Tensor, Tensor]] = []
-        for index, group in enumerate(self.param_groups):
-            for position, p in enumerate(group["params"]):
-                g = p.grad
-                if g is None:
-                    continue
-                if g.is_sparse:
-                    raise RuntimeError(
-                        f"{kind}: the gradient of parameter {_name(group, position)} is sparse; "
-                        "make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam for it"
-                    )
-                found.append((index, p, g))
-        resolved = {index: self._resolve(self.param_groups[index]) for index in {index for index, _, _ in found}}
-        return [self._job(p, g, resolved[index], self.state[p]) for index, p, g in found]
-
-    def trial_jobs(self) -> list[Job]:
-        """A job for every parameter, as a step with all gradients would make it, without touching any state."""
-        resolved = [(group, self._resolve(group)) for group in self.param_groups]
-        return [
-            self._job(p, torch.empty_like(p), r, {}, torch.empty_like(p, device="meta"))
-            for group, r in resolved
-            for p in group["params"]
-            if p.requires_grad
-        ]
-
-    def _resolve(self, group: dict[str, Any]) -> _Resolved:
-        numbers: dict[str, Any] = {}
-        flags: dict[str, Any] = {}
-        for name in (*self.defaults, "max_lr_snapshot"):
-            value = group.get(name)
-            if name.startswith("betas") and value is not None:
-                numbers[name] = tuple(_number(beta, group) for beta in value)
-            elif isinstance(value, (bool, str, type(None))) or name in self.structural:
-                flags[name] = value
-            elif isinstance(value, (int, float, Tensor)):
-                numbers[name] = _number(value, group)
-            else:
-                flags[name] = tuple(value) if isinstance(value, list) else value
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        flags["unscales"] = grad_scale is not None
-        if grad_scale is not None:
-            numbers["inverse_scale"] = 1 / _number(grad_scale, group)
-        flags["skips"] = found_inf is not None and group["capturable"]
-        if flags["skips"]:
-            numbers["found_inf"] = _number(found_inf, group)
-        return _Resolved(group, SimpleNamespace(**numbers, **flags), numbers, flags, self.decay(SimpleNamespace(**group)))
-
-    def _job(
-        self, p: Tensor, g: Tensor, r: _Resolved, state: dict[str, Any], like: Tensor | None = None
-    ) -> Job:
-        """The parameter's part of this step; what its state lacks is made, on the device of `like` if given."""
-        slots, traits = self.slots(r.h, p), self.traits(r.h, p)
-        capturable = r.group["capturable"]
-        device = p.device if capturable else torch.device("cpu")
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        elif capturable and state["step"].device != device:
-            state["step"] = state["step"].to(device)
-        for name, start in self.carried.items():
-            if name not in state:
-                state[name] = torch.full((), start, dtype=torch.float64, device=device)
-        for name, slot in slots.items():
-            if name not in state:
-                state[name] = slot.new(p if like is None else like)
-        if capturable:
-            t: Any = state["step"].to(torch.float64) + 1
-            known, carried = self._known(t, r, {name: state[name] for name in self.carried}, traits)
-        else:
-            t = state["step"].item() + 1
-            before = tuple(state[name].item() for name in self.carried)
-            key = (t, before, *traits.items())
-            entry = r.cache.get(key)
-            if entry is None:
-                entry = r.cache[key] = self._known(t, r, dict(zip(self.carried, before, strict=True)), traits)
-            known, carried = entry
-        return Job(p, g, state, slots, r.group, known, carried)
-
-    def _known(
-        self, t: Any, r: _Resolved, carried: dict[str, Any], traits: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The values that the text knows at step t, and the carried scalars after it."""
-        c = SimpleNamespace(**carried)
-        known = {**r.flags, **traits}
-        for name, value in r.numbers.items():
-            if isinstance(value, tuple):
-                stem = name.replace("betas", "beta", 1)
-                known.update({f"beta{i + 1}{stem[4:]}": beta for i, beta in enumerate(value)})
-            else:
-                known[name] = value
-        known["decay"] = r.decay
-        known["t"] = t
-        known["gain"] = 1.0
-        known.update(decay_scalars(r.decay, r.h))
-        known.update(self.scalars(t, r.h, c))
-        known.setdefault("step_size", known["gain"] if known["lr"] is None else known["lr"] * known["gain"])
-        return known, vars(c)
 
 
 @functools.cache
@@ -341,31 +251,7 @@ def _signature(kind: type[Optimizer]) -> dict[str, tuple[Any, bool]]:
     return {p.name: (p.default, "None" in str(p.annotation)) for p in parameters if p.default is not p.empty}
 
 
-class _Resolved:
-    """A parameter group's options as the rule's scalars see them, for the length of one step."""
-
-    def __init__(
-        self, group: dict[str, Any], h: SimpleNamespace, numbers: dict[str, Any], flags: dict[str, Any], decay: Decay
-    ) -> None:
-        self.group, self.h, self.numbers, self.flags, self.decay = group, h, numbers, flags, decay
-        self.cache: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
-
-
-def _number(value: Any, group: dict[str, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(torch.float64).reshape(()) if group["capturable"] else float(value)
-    return value if value is None else float(value)
-
-
 def _is_zero(lr: Any) -> bool:
     if isinstance(lr, Tensor):
         return type(lr) is Tensor and lr.device.type == "cpu" and float(lr) == 0
     return lr is not None and lr == 0
-
-
-def _name(group: dict[str, Any], position: int) -> str:
-    names = group.get("param_names")
-    return str(names[position] if names else position)
-
-
-ParamsLike = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]

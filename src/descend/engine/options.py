@@ -123,24 +123,30 @@ def check_option(kind: str, name: str, value: Any, default: Any, optional: bool)
         if default is not None and not optional:
             raise ValueError(f"{kind}: {name}=None, expected {_expected(name, default)}")
         return
-    if isinstance(default, bool) and not isinstance(value, (bool, int)):
+    if (isinstance(default, bool) or name in ("foreach", "fused")) and not isinstance(value, (bool, int)):
         raise ValueError(f"{kind}: {name}={value!r}, expected True or False")
-    if name.startswith("betas"):
-        _check_betas(kind, name, value, default)
-    elif isinstance(value, Tensor):
+    if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{kind}: Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+        if value.is_meta:
+            return
+        value = value.item()
+    if name.startswith("betas"):
+        _check_betas(kind, name, value, default)
     elif name in _NOT_NEGATIVE:
         _check_number(kind, name, value, 0.0, math.inf, open_low=name in _POSITIVE)
     elif name in _UNIT_INTERVAL:
         _check_number(kind, name, value, 0.0, 1.0)
+    elif isinstance(default, (int, float)):
+        _check_number(kind, name, value, -math.inf, math.inf)
 
 
 def _check_number(kind: str, name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     inside = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
     if not inside or (open_low and value == low):
-        limits = f"a finite number {'>' if open_low else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
-        raise ValueError(f"{kind}: {name}={value!r}, expected {limits}")
+        above = "" if low == -math.inf else f" {'>' if open_low else '>='} {low:g}"
+        below = "" if high == math.inf else f" and <= {high:g}"
+        raise ValueError(f"{kind}: {name}={value!r}, expected a finite number{above}{below}")
 
 
 def _check_betas(kind: str, name: str, value: Any, default: Any) -> None:
@@ -167,6 +173,8 @@ def _expected(name: str, default: Any) -> str:
 def check_parameter(kind: str, name: str, p: Any) -> None:
     """Raise unless `p` is a tensor that an optimizer can move: a leaf of a floating or complex dtype."""
     if isinstance(p, Tensor):
+        if not (p.is_leaf or p.retains_grad):
+            raise ValueError(f"{kind}: parameter {name} is no leaf but computed from others, expected an nn.Parameter")
         if not (p.is_floating_point() or p.is_complex()):
             raise ValueError(f"{kind}: parameter {name} has dtype {p.dtype}, expected a floating-point or complex dtype")
         if p.layout != torch.strided:

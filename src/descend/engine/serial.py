@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _FORMAT_KEY = "descend_format"
+_NAME_KEY = "descend_optimizer"
 # What timm and torch keep in a state beside a rule's slots, and we need not.
 _FOREIGN_KEYS = frozenset(("RMS", "hessian step", "exp_avg_lr_2"))
 
 
-def stamped(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict with the version of its format."""
-    return {**state_dict, _FORMAT_KEY: FORMAT}
+def stamped(state_dict: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The state_dict with the optimizer's name and the version of the format."""
+    return {**state_dict, _FORMAT_KEY: FORMAT, _NAME_KEY: kind}
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -34,6 +35,8 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     kind = type(optimizer).__name__
     if given.get(_FORMAT_KEY, FORMAT) > FORMAT:
         raise ValueError(f"{kind}: state_dict has format {given[_FORMAT_KEY]}, this version reads up to {FORMAT}")
+    if given.get(_NAME_KEY, kind) != kind:
+        raise ValueError(f"{kind}: state_dict is one of {given[_NAME_KEY]}, expected one of {kind}")
     saved_groups = copy.deepcopy(given["param_groups"])
     _check_groups(optimizer, saved_groups)
     state: dict[Tensor, dict[str, Any]] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from descend.engine.executors import chosen, fused
+from descend.engine.plan import trial_jobs
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -43,7 +44,7 @@ def warm_up(optimizer: Optimizer) -> WarmUp:
     Returns:
         What was compiled and how long each took; print it.
     """
-    jobs = [job for job in optimizer.trial_jobs() if chosen(type(optimizer), job) == "fused"]
+    jobs = [job for job in trial_jobs(optimizer) if chosen(type(optimizer), job) == "fused"]
     signatures = {fused.signature_of(type(optimizer), job) for job in jobs if fused.compiles(type(optimizer), job)}
     kernels = []
     for signature in signatures:

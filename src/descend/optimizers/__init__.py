@@ -13,6 +13,7 @@ from descend.optimizers.lion import Lion
 from descend.optimizers.lookahead import Lookahead
 from descend.optimizers.madgrad import MADGRAD
 from descend.optimizers.mars import Mars
+from descend.optimizers.muon import Muon, NorMuon
 from descend.optimizers.nadam import Nadam, NAdam
 from descend.optimizers.novograd import NvNovoGrad
 from descend.optimizers.projected import SGDP, AdamP
@@ -43,9 +44,11 @@ __all__ = [
     "Lion",
     "Lookahead",
     "Mars",
+    "Muon",
     "NAdam",
     "NAdamW",
     "Nadam",
+    "NorMuon",
     "NvNovoGrad",
     "RAdam",
     "RMSprop",

@@ -96,7 +96,7 @@ class AdafactorBigVision(Optimizer):
     def traits(h: Any, p: Tensor) -> dict[str, Any]:
         by_size = sorted(range(p.dim()), key=lambda d: (p.shape[d], d))
         large = len(by_size) >= 2 and p.shape[by_size[-2]] >= h.min_dim_size_to_factor
-        floor = h.eps if h.eps is not None else 1e-7 if p.dtype == torch.float16 else 1e-30
+        floor = 1e-7 if p.dtype == torch.float16 else 1e-30
         return {"factored": tuple(by_size[-2:]) if large else None, "floor": floor}
 
     @staticmethod
@@ -115,7 +115,7 @@ class AdafactorBigVision(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        sq = (g * g).add_(k.floor)
+        sq = (g * g).add_(k.floor if k.eps is None else k.eps)
         if k.factored is None:
             u = torch.rsqrt(ema(s.exp_avg_sq, sq, k.weight2)) * g
         else:

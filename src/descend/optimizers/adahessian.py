@@ -110,7 +110,7 @@ class Adahessian(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        jobs = self._jobs()
+        jobs = self._plan.jobs(self)
         due = [job for job in jobs if (job.known["t"] - 1) % job.group["update_each"] == 0]
         for job, estimate in zip(due, self._estimate([job.param for job in due], due), strict=True):
             if job.group["avg_conv_kernel"] and job.param.dim() == 4:

@@ -293,7 +293,7 @@ class Rprop(Optimizer):
         step_sizes: tuple[float, float] = (1e-6, 50),
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, etas=etas, step_sizes=step_sizes, weight_decay=0.0), **common)
+        super().__init__(params, dict(lr=lr, etas=etas, step_sizes=step_sizes), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from descend.engine import serial
 from descend.engine.slots import state_dtype
 
 SLOW = "lookahead_slow_buff"
@@ -105,6 +106,10 @@ class Lookahead(torch.optim.Optimizer):
         base.add_param_group(param_group)
         for name in ("lookahead_alpha", "lookahead_k", "lookahead_step"):
             base.param_groups[-1].setdefault(name, self.defaults[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state_dict, with the slow weights in its state."""
+        return serial.stamped(super().state_dict(), type(self.base_optimizer).__name__)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
         """Load a state_dict of Lookahead, ours or timm's, or one of the base optimizer alone."""

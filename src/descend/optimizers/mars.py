@@ -83,7 +83,7 @@ class Mars(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        (beta1, beta2), (vector1, vector2) = h.betas, h.betas_1d
+        (beta1, beta2), (vector1, vector2) = h.betas, h.betas_1d or h.betas
         return {
             "change": choose(t == 1, 0.0, h.gamma * beta1 / (1 - beta1)),
             "weight1": 1 - beta1,
@@ -105,6 +105,8 @@ class Mars(Optimizer):
     def check(h: Any) -> None:
         if h.mars_type not in ("adamw", "lion"):
             raise ValueError(f"mars_type={h.mars_type!r}, expected 'adamw' or 'lion'")
+        if h.betas_1d is not None and len(h.betas_1d) != 2:
+            raise ValueError(f"betas_1d={h.betas_1d!r} has {len(h.betas_1d)} values, expected 2")
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,31 +10,49 @@ from torch import Tensor
 
 from descend.engine.executors import foreach, fused, loop
 from descend.engine.executors.profile import profile
-from descend.engine.job import Job
+from descend.engine.job import Job, count
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
 
 Totals = list[tuple[Tensor, ...]]
-Executor = Callable[[type["Optimizer"], Sequence[Job], Totals], list[tuple[Any, ...]]]
 
 
-def run(rule: type[Optimizer], jobs: Sequence[Job]) -> None:
-    """Carry all jobs over one step, in as many passes as the rule asks for sums over all tensors."""
+def run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> None:
+    """Carry all jobs over one step, in as many passes as the rule asks for sums over all tensors.
+
+    Args:
+        rule: the optimizer's class.
+        jobs: the parameters to move.
+        memory: what executors keep from step to step.
+    """
+    try:
+        _run(rule, jobs, memory)
+    finally:
+        count([job for job in jobs if job.done])
+
+
+def _run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> None:
+    ways: dict[str, list[Job]] = {"loop": [], "foreach": [], "fused": []}
     for job in jobs:
         if job.param.numel() == 0:
-            job.finish()
-    plans = [
-        (execute, [job for job in jobs if not job.done and chosen(rule, job) == name])
-        for name, execute in (("loop", loop.run), ("foreach", foreach.run), ("fused", fused.run))
-    ]
+            job.done = True
+        else:
+            ways[chosen(rule, job)].append(job)
     totals: Totals = []
-    while any(not job.done for job in jobs):
-        partials: list[tuple[Any, ...]] = []
-        for execute, mine in plans:
-            partials += execute(rule, [job for job in mine if not job.done], totals)
-        if partials:
-            totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
+    while True:
+        partials = [
+            *loop.run(rule, _waiting(ways["loop"]), totals),
+            *foreach.run(rule, _waiting(ways["foreach"]), totals),
+            *fused.run(rule, _waiting(ways["fused"]), totals, memory),
+        ]
+        if not partials:
+            return
+        totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
+
+
+def _waiting(jobs: list[Job]) -> list[Job]:
+    return jobs if not any(job.done for job in jobs) else [job for job in jobs if not job.done]
 
 
 def chosen(rule: type[Optimizer], job: Job) -> Literal["loop", "foreach", "fused"]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from descend.engine.executors import loop
 from descend.engine.executors.profile import flags, profile
-from descend.engine.job import Job, count, real, values_of
+from descend.engine.job import Job, real, values_of
 from descend.engine.known import Known, OverallKnown, Pause, State
 from descend.engine.tensorlist import TensorList
 from descend.engine.text import advance
@@ -30,7 +30,8 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
             partials.append(_partial_sums(rule, batch, totals))
             continue
         _advance(rule, batch, totals)
-        count(batch)
+        for job in batch:
+            job.done = True
     return partials
 
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from descend.engine.executors import loop
 from descend.engine.executors.profile import Profile, Scope, flags, profile, scalars
-from descend.engine.job import Job, count, flatten, is_dense, real
+from descend.engine.job import Job, flatten, is_dense, real
 from descend.engine.known import Across, Dims, Known, State
 from descend.engine.slots import Slot
 from descend.engine.text import advance, advance_stored, cast_scalars
@@ -67,22 +67,43 @@ class Signature:
         return 1 if self.shaped else BUNDLE
 
 
-def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
+def run(
+    rule: type[Optimizer], jobs: list[Job], totals: list[tuple[Tensor, ...]], memory: dict[str, Any]
+) -> list[tuple[Any, ...]]:
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
-    tiny = [job for job in jobs if not compiles(rule, job)]
-    partials = loop.run(rule, tiny, totals) if tiny else []
-    bundles = list(_bundles(rule, [job for job in jobs if compiles(rule, job)]))
-    for signature in dict.fromkeys(signature for signature, _ in bundles):
-        for stage in range(len(signature.rounds) + 1):
-            kernel(signature, stage)
+    if not jobs:
+        return []
+    tiny, bundles = _planned(rule, jobs, memory)
+    partials = loop.run(rule, tiny, totals)
     tables = _Tables()
-    for signature, bundle in bundles:
-        stopped = _carry(signature, bundle, totals, tables)
+    for bundle in bundles:
+        stopped = bundle.carry(totals, tables)
         if stopped is not None:
             partials.append(stopped)
-            continue
-        count(bundle)
     return partials
+
+
+def _planned(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> tuple[list[Job], list[Bundle]]:
+    """The jobs in bundles, as before where they are the same, with all their kernels made."""
+    dtypes = [job.grad.dtype for job in jobs]
+    kept = memory.get("fused")
+    if kept is not None and kept[0] == jobs and kept[1] == dtypes:
+        return kept[2], kept[3]
+    tiny = [job for job in jobs if not compiles(rule, job)]
+    kinds: dict[Signature, list[Job]] = {}
+    for job in jobs:
+        if compiles(rule, job):
+            kinds.setdefault(signature_of(rule, job), []).append(job)
+    for signature in kinds:
+        for stage in range(len(signature.rounds) + 1):
+            kernel(signature, stage)
+    bundles = [
+        Bundle(signature, members[start : start + signature.bundle])
+        for signature, members in kinds.items()
+        for start in range(0, len(members), signature.bundle)
+    ]
+    memory["fused"] = jobs, dtypes, tiny, bundles
+    return tiny, bundles
 
 
 def compiles(rule: type[Optimizer], job: Job) -> bool:
@@ -133,95 +154,118 @@ def _memory_order(x: Tensor) -> tuple[int, ...]:
     return tuple(sorted(range(x.dim()), key=lambda d: -x.stride(d)))
 
 
-def _bundles(rule: type[Optimizer], jobs: Sequence[Job]) -> Iterator[tuple[Signature, list[Job]]]:
-    kinds: dict[Any, tuple[Signature, list[Job]]] = {}
-    quick: dict[Any, Signature] = {}
-    for job in jobs:
-        shaped = rule.reach == "rows" or job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
-        shape = job.param.stride() if shaped else None
-        hint = (id(job.known), job.param.dtype, job.grad.dtype, job.param.device, shape)
-        signature = quick.get(hint)
-        if signature is None:
-            signature = quick[hint] = signature_of(rule, job)
-        kinds.setdefault(signature, (signature, []))[1].append(job)
-    for signature, members in kinds.values():
-        for start in range(0, len(members), signature.bundle):
-            yield signature, members[start : start + signature.bundle]
-
-
 class _Tables:
     """The scalars of this step as tensors, one row a parameter; each combination is made once."""
 
     def __init__(self) -> None:
         self._made: dict[Any, Tensor] = {}
 
-    def table(self, signature: Signature, bundle: Sequence[Job]) -> Tensor:
-        key = (signature, *(id(job.known) for job in bundle))
-        made = self._made.get(key)
+    def table(self, signature: Signature, jobs: Sequence[Job]) -> Tensor:
+        """One row of scalars for each place in a bundle."""
+        key = (signature, *{id(job.known): None for job in jobs}) if _uniform(jobs) else None
+        made = self._made.get(key) if key is not None else None
         if made is None:
-            made = self._made[key] = self._make(signature, bundle)
+            made = _table(signature, jobs)
+            if key is not None:
+                self._made[key] = made
         return made
 
-    def _make(self, signature: Signature, bundle: Sequence[Job]) -> Tensor:
-        filled = [*bundle, *[bundle[0]] * (signature.bundle - len(bundle))]
-        if bundle[0].group["capturable"]:
-            def number(value: Any) -> Tensor:
-                if isinstance(value, Tensor):
-                    return value.to(torch.float64)
-                return torch.full((), value, dtype=torch.float64, device=signature.device)
 
-            rows = [torch.stack([number(job.known[name]) for name in signature.scalars]) for job in filled]
-            return torch.stack(rows)
+def _uniform(jobs: Sequence[Job]) -> bool:
+    first = jobs[0].known
+    return all(job.known is first for job in jobs)
+
+
+def _table(signature: Signature, jobs: Sequence[Job]) -> Tensor:
+    filled = [*jobs, *[jobs[0]] * (signature.bundle - len(jobs))]
+    if not jobs[0].group["capturable"]:
         rows = [[job.known[name] for name in signature.scalars] for job in filled]
         return torch.tensor(rows, dtype=torch.float64).to(signature.device, non_blocking=True)
 
+    def number(value: Any) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.to(torch.float64)
+        return torch.full((), value, dtype=torch.float64, device=signature.device)
 
-def _carry(
-    signature: Signature, bundle: Sequence[Job], totals: list[tuple[Tensor, ...]], tables: _Tables
-) -> tuple[Any, ...] | None:
-    """Run a bundle's passes; the partial sums where it has to wait for the other tensors."""
-    inputs = _inputs(signature, bundle)
-    table = tables.table(signature, bundle)
-    sums: list[Any] = []
-    overall = 0
-    for stage, (scope, _) in enumerate(signature.rounds):
-        if scope == "overall" and overall < len(totals):
-            sums.append(torch.stack([total.to(signature.maths) for total in totals[overall]]))
-            overall += 1
-            continue
-        partial = kernel(signature, stage)(*inputs, table, tuple(sums))
-        if scope == "overall":
-            return tuple(partial[: len(bundle)].sum(0).unbind(0))
-        sums.append(partial)
-    kernel(signature, len(signature.rounds))(*inputs, table, tuple(sums))
-    return None
+    return torch.stack([torch.stack([number(job.known[name]) for name in signature.scalars]) for job in filled])
 
 
-def _inputs(signature: Signature, bundle: Sequence[Job]) -> tuple[Any, ...]:
-    """Parameters, gradients and, slot by slot, the state: flat, or in the parameter's shape where the text needs it."""
-    params, grads = [], []
-    state: list[list[Tensor]] = [[] for _ in signature.slots]
-    for job in bundle:
-        p, g = real(job.param.detach()), real(job.grad.detach())
-        if g.stride() != p.stride():
-            g = torch.empty_like(p, dtype=g.dtype).copy_(g)
-        flat = not signature.shaped
-        params.append(flatten(p) if flat else p)
-        grads.append(flatten(g) if flat else g)
-        for column, (name, slot, _) in zip(state, signature.slots, strict=True):
-            t, like = real(job.state[name]), slot.like_parameter
-            if like and t.stride() != p.stride():
-                job.state[name] = torch.empty_like(job.param, dtype=job.state[name].dtype).copy_(job.state[name])
+class Bundle:
+    """Parameters that one call of a kernel serves, with the views of them that it takes."""
+
+    def __init__(self, signature: Signature, jobs: list[Job]) -> None:
+        self.signature = signature
+        self.jobs = jobs
+        self.kernels = [kernel(signature, stage) for stage in range(len(signature.rounds) + 1)]
+        self._look()
+
+    def _look(self) -> None:
+        """View parameters and state flat, or in the parameter's shape where the text needs it."""
+        flat = not self.signature.shaped
+        self._pointers = [job.param.data_ptr() for job in self.jobs]
+        values = [real(job.param.detach()) for job in self.jobs]
+        self._params = [flatten(p) if flat else p for p in values]
+        self._strides = [p.stride() for p in values]
+        self._held: list[Tensor] = []
+        self._state: list[list[Tensor]] = []
+        for name, slot, _ in self.signature.slots:
+            column = []
+            for job, p in zip(self.jobs, values, strict=True):
                 t = real(job.state[name])
-            column.append(flatten(t) if (like and flat) or t.dim() == 0 else t)
-    missing = signature.bundle - len(bundle)
-    if missing:
-        scratch = _scratch(signature)
-        params += scratch[0][:missing]
-        grads += scratch[1][:missing]
-        for column, spare in zip(state, scratch[2], strict=True):
-            column += spare[:missing]
-    return params, grads, state
+                if slot.like_parameter and t.stride() != p.stride():
+                    job.state[name] = torch.empty_like(job.param, dtype=job.state[name].dtype).copy_(job.state[name])
+                    t = real(job.state[name])
+                self._held.append(job.state[name])
+                column.append(flatten(t) if (slot.like_parameter and flat) or t.dim() == 0 else t)
+            self._state.append(column)
+        missing = self.signature.bundle - len(self.jobs)
+        self._spare_grads: list[Tensor] = []
+        if missing:
+            params, grads, state = _scratch(self.signature)
+            self._params += params[:missing]
+            self._spare_grads = grads[:missing]
+            for column, spare in zip(self._state, state, strict=True):
+                column += spare[:missing]
+
+    def _stale(self) -> bool:
+        """Whether somebody exchanged a tensor since the views were taken."""
+        for job, pointer in zip(self.jobs, self._pointers, strict=True):
+            if job.param.data_ptr() != pointer:
+                return True
+        held = iter(self._held)
+        return any(job.state[name] is not next(held) for name, _, _ in self.signature.slots for job in self.jobs)
+
+    def _grads(self) -> list[Tensor]:
+        grads = []
+        for job, stride in zip(self.jobs, self._strides, strict=True):
+            g = job.grad.detach() if job.grad.requires_grad else job.grad
+            if g.is_complex():
+                g = real(g)
+            if g.stride() != stride:
+                g = torch.empty_like(real(job.param), dtype=g.dtype).copy_(g)
+            grads.append(g if self.signature.shaped else flatten(g))
+        return grads + self._spare_grads
+
+    def carry(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> tuple[Any, ...] | None:
+        """Run the passes; the partial sums where the bundle has to wait for the other tensors."""
+        if self._stale():
+            self._look()
+        inputs = self._params, self._grads(), self._state, tables.table(self.signature, self.jobs)
+        sums: list[Any] = []
+        overall = 0
+        for stage, (scope, _) in enumerate(self.signature.rounds):
+            if scope == "overall" and overall < len(totals):
+                sums.append(torch.stack([total.to(self.signature.maths) for total in totals[overall]]))
+                overall += 1
+                continue
+            partial = self.kernels[stage](*inputs, tuple(sums))
+            if scope == "overall":
+                return tuple(partial[: len(self.jobs)].sum(0).unbind(0))
+            sums.append(partial)
+        self.kernels[-1](*inputs, tuple(sums))
+        for job in self.jobs:
+            job.done = True
+        return None
 
 
 @lru_cache(maxsize=256)

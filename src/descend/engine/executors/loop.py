@@ -35,7 +35,7 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
         for p, g, s in _pieces(job, whole=needs.whole):
             k = Known({**job.known, **measure(job)}, OverallKnown(totals))
             advance_stored(rule, job.maths, p, g, s, k)
-        job.finish()
+        job.done = True
     return partials
 
 

@@ -1,0 +1,122 @@
+"""The jobs of an optimizer, kept from step to step as long as what they depend on stays."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.job import Job
+from descend.engine.resolved import Resolved
+
+if TYPE_CHECKING:
+    from descend.engine.optimizer import Optimizer
+
+
+class Plan:
+    """Which parameters a step moves, with their state at hand.
+
+    Attributes:
+        memory: what executors keep between steps, dropped with the jobs.
+    """
+
+    def __init__(self) -> None:
+        self.memory: dict[str, Any] = {}
+        self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
+        self._states: list[Any] = []
+
+    def jobs(self, optimizer: Optimizer) -> list[Job]:
+        """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
+        found = [
+            (index, position, p, p.grad)
+            for index, group in enumerate(optimizer.param_groups)
+            for position, p in enumerate(group["params"])
+            if p.grad is not None
+        ]
+        for index, position, _, g in found:
+            if g.layout is not torch.strided:
+                raise RuntimeError(
+                    f"{type(optimizer).__name__}: the gradient of parameter {_name(optimizer, index, position)} is "
+                    f"sparse ({g.layout}); make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam"
+                )
+        if not self._holds(optimizer.state):
+            self.memory.clear()
+            self._groups.clear()
+        resolved: dict[int, tuple[Resolved, dict[int, Job]]] = {}
+        jobs = []
+        for index, position, p, g in found:
+            if index not in resolved:
+                resolved[index] = self._group(optimizer, index)
+            r, kept = resolved[index]
+            job = kept.get(position)
+            if job is None or job.param is not p:
+                job = kept[position] = new_job(p, r, optimizer.state[p])
+            prepare(job, g, r)
+            jobs.append(job)
+        if len(self._states) != len(optimizer.state):
+            self._states = list(optimizer.state.values())
+        return jobs
+
+    def _holds(self, state: Any) -> bool:
+        """Whether the optimizer's state still consists of the very dicts that the jobs hold."""
+        return len(state) == len(self._states) and all(map(operator.is_, state.values(), self._states))
+
+    def _group(self, optimizer: Optimizer, index: int) -> tuple[Resolved, dict[int, Job]]:
+        group = optimizer.param_groups[index]
+        r = Resolved(optimizer, group)
+        key = (*r.flags.items(), r.decay, *r.numbers, *optimizer.slots(r.h, group["params"][0]))
+        before, kept = self._groups.get(index, (None, {}))
+        if before != key:
+            kept = {}
+            self._groups[index] = key, kept
+        return r, kept
+
+
+def trial_jobs(optimizer: Optimizer) -> list[Job]:
+    """A job for every parameter, as a step with all gradients would have it, without touching any state."""
+    jobs = []
+    for group in optimizer.param_groups:
+        r = Resolved(optimizer, group)
+        for p in group["params"]:
+            if p.requires_grad:
+                jobs.append(new_job(p, r, {}, torch.empty_like(p, device="meta")))
+                prepare(jobs[-1], torch.empty_like(p), r)
+    return jobs
+
+
+def new_job(p: Tensor, r: Resolved, state: dict[str, Any], like: Tensor | None = None) -> Job:
+    """A parameter's job; what its state lacks is made, on the device of `like` if given."""
+    device = p.device if r.group["capturable"] else torch.device("cpu")
+    slots, traits = r.rule.slots(r.h, p), r.rule.traits(r.h, p)
+    if "step" not in state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    for name, start in r.rule.carried.items():
+        if name not in state:
+            state[name] = torch.full((), start, dtype=torch.float64, device=device)
+    for name in ("step", *r.rule.carried):
+        if r.group["capturable"] and state[name].device != device:
+            state[name] = state[name].to(device)
+    for name, slot in slots.items():
+        if name not in state:
+            state[name] = slot.new(p if like is None else like)
+    return Job(p, state, slots, r.group, tuple(traits.items()))
+
+
+def prepare(job: Job, g: Tensor, r: Resolved) -> None:
+    """Give a job its gradient, and what its rule knows at this step."""
+    job.grad, job.group, job.done = g, r.group, False
+    state = job.state
+    if r.group["capturable"]:
+        t = state["step"].double() + 1
+        carried = {name: state[name] for name in r.rule.carried}
+        job.known, job.carried = r.known(t, carried, dict(job.traits))
+        return
+    before = tuple(state[name].item() for name in r.rule.carried) if r.rule.carried else ()
+    job.known, job.carried = r.at(state["step"].item() + 1, before, job.traits)
+
+
+def _name(optimizer: Optimizer, index: int, position: int) -> str:
+    names = optimizer.param_groups[index].get("param_names")
+    return repr(names[position]) if names else f"{position} of group {index}"

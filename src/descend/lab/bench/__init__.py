@@ -1,0 +1,1 @@
+"""`descend bench`: how long a step takes, what it must move, what it costs beside that, and what others take."""

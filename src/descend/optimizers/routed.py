@@ -1,0 +1,212 @@
+"""Optimizers of hidden matrices that hand every other parameter to AdamW, in one object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import take
+from descend.optimizers.adam import AdamW, NAdamW
+
+_LEAST_SIZE = 4
+_LARGEST_RATIO = 128
+
+
+class Routed(Optimizer):
+    """The base of Muon and its kin: matrices go to `matrix_slots` and `direction`, the rest to AdamW.
+
+    A parameter is treated as a matrix unless its group says ``use_fallback=True``, or its shape says otherwise: fewer
+    than two dimensions larger than 1, a first or second dimension of 1, a side below 4, or sides in a ratio above 128.
+    ``use_muon`` in a group, where it is not None, decides regardless of shape.
+    """
+
+    reach: ClassVar[Reach] = "matrix"
+    structural: ClassVar[frozenset[str]] = frozenset(("ns_steps", "split", "power_iters", "rank_multiple_of", "seed"))
+    # timm keeps its routing in the state.
+    extra_state: ClassVar[frozenset[str]] = Optimizer.extra_state | {"use_muon"}
+
+    def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
+        super().__init__(params, defaults, **common)
+        rows = [(SimpleNamespace(**group), p) for group in self.param_groups for p in group["params"]]
+        if not any(h.use_fallback or h.use_muon is not None or is_matrix(h, p) or p.is_complex() for h, p in rows):
+            kind = type(self).__name__
+            raise ValueError(
+                f"{kind}: none of the {len(rows)} parameters is a hidden matrix; pass the matrices too, mark the groups "
+                "with use_fallback=True if that is meant, or use AdamW"
+            )
+
+    @staticmethod
+    def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        """The state of a parameter that is treated as a matrix."""
+        raise NotImplementedError
+
+    @staticmethod
+    def matrix_gain(h: Any, p: Tensor) -> float:
+        """What multiplies the lr for a matrix of this shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:  # type: ignore[override]
+        if not is_matrix(h, p):
+            return {"exp_avg": signed(), "exp_avg_sq": positive()}
+        matrices_shape(h, p)
+        return cls.matrix_slots(h, p)
+
+    @classmethod
+    def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:  # type: ignore[override]
+        if not is_matrix(h, p):
+            return {"fallback": True}
+        return {"fallback": False, "matrices": matrices_shape(h, p), "matrix_gain": cls.matrix_gain(h, p)}
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        if k.fallback:
+            fall_back(p, g, s, k)
+        else:
+            direction = cls.direction(p, g, s, k)
+            take(p, direction, g, known_with(k, gain=k.matrix_gain, step_size=k.lr * k.matrix_gain))
+
+    def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
+        """Which rule moves this parameter of this group."""
+        h = SimpleNamespace(**{**self.defaults, **group})
+        if is_matrix(h, param):
+            return type(self).__name__
+        return "NAdamW" if h.nesterov else "AdamW"
+
+
+def is_matrix(h: Any, p: Tensor) -> bool:
+    """Whether the parameter is treated as one or several matrices under the options of its group."""
+    if h.use_fallback:
+        return False
+    if h.use_muon is not None:
+        return bool(h.use_muon)
+    shape = p.shape
+    if p.is_complex() or len(shape) < 2:
+        return False
+    if h.stacked:
+        sides = shape[-2:]
+    elif 1 in shape[:2] or sum(n > 1 for n in shape) < 2:
+        return False
+    else:
+        sides = (shape[0], math.prod(shape[1:]))
+    short, long = sorted(sides)
+    return short >= _LEAST_SIZE and long <= _LARGEST_RATIO * short
+
+
+def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
+    """The shape [..., m, n] that the parameter's matrices have together.
+
+    Raises:
+        ValueError: if the parameter cannot be seen so.
+    """
+    shape = tuple(p.shape)
+    if len(shape) < 2 or p.is_complex():
+        raise ValueError(f"use_muon=True with a {p.dtype} parameter of shape {shape}, expected a real matrix")
+    if len(shape) > 2 and not h.stacked:
+        if h.conv_mode == "batched":
+            shape = (math.prod(shape[2:]), *shape[:2])
+        else:
+            shape = (shape[0], math.prod(shape[1:]))
+    if h.split == 1:
+        return shape
+    *batch, rows, columns = shape
+    if rows % h.split:
+        raise ValueError(f"split={h.split!r}, expected a divisor of the {rows} rows of shape {tuple(p.shape)}")
+    return (*batch, h.split, rows // h.split, columns)
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is an integer >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}, expected an integer >= 1")
+
+
+def as_matrices(x: Tensor, k: Known) -> Tensor:
+    """The parameter-shaped x as matrices [..., m, n]; spatial positions of a batched convolution come first."""
+    if is_spatial(k):
+        x = x.flatten(2).permute(2, 0, 1)
+    return x.reshape(k.matrices)
+
+
+def from_matrices(x: Tensor, k: Known) -> Tensor:
+    """The inverse of :func:`as_matrices`."""
+    if is_spatial(k):
+        out, into = k.shape[:2]
+        x = x.reshape((-1, out, into)).permute(1, 2, 0)
+    return x.reshape(k.shape)
+
+
+def is_spatial(k: Any) -> bool:
+    """Whether the parameter is a convolution that is taken position by position."""
+    return bool(k.conv_mode == "batched" and not k.stacked and len(k.shape) > 2)
+
+
+def known_with(k: Known, **values: Any) -> Known:
+    """The same knowledge with some values replaced."""
+    return Known({**vars(k), **values}, k.across)
+
+
+def fall_back(p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    """A step of AdamW, or of NAdamW with nesterov, at lr·fallback_lr_scale."""
+    lr, decay = k.lr * k.fallback_lr_scale, k.decay_amount * k.fallback_lr_scale
+    scaled = dict(lr=lr, gain=k.debias1, step_size=lr * k.debias1, decay_amount=decay, decay_factor=1 - decay)
+    rule = NAdamW if k.nesterov else AdamW
+    rule.move(p, g, s, known_with(k, **scaled, amsgrad=False, clipping_threshold=None))
+
+
+def muon_param_groups(
+    model: nn.Module, *, weight_decay: float | None = None, head: str | Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """Groups for Muon and its kin: hidden matrices, and with ``use_fallback=True`` what AdamW moves better.
+
+    Embeddings, the head, normalisation layers, biases and all vectors fall back.
+
+    Args:
+        model: whose parameters to group; frozen ones are left out.
+        weight_decay: of matrices and embeddings; vectors then get 0. None: leave it to the optimizer.
+        head: wildcard patterns of the output layer's parameter names. None: the layer that the model's
+            ``get_classifier()`` returns, else its last linear layer.
+
+    Returns:
+        Groups with names, ready for an optimizer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> [(group["use_fallback"], len(group["params"])) for group in muon_param_groups(model)]
+        [(False, 1), (True, 3)]
+    """
+    falls_back = _head(model, head)
+    for module in model.modules():
+        norm = any("Norm" in base.__name__ for base in type(module).__mro__)
+        if norm or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            falls_back.update(module.parameters(recurse=False))
+    groups: dict[tuple[bool, float | None], list[tuple[str, nn.Parameter]]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            vector = p.dim() < 2 or name.endswith("bias")
+            decay = 0.0 if vector and weight_decay is not None else weight_decay
+            groups.setdefault((vector or p in falls_back, decay), []).append((name, p))
+    return [
+        {"params": params, "use_fallback": fallback, **({} if decay is None else {"weight_decay": decay})}
+        for (fallback, decay), params in groups.items()
+    ]
+
+
+def _head(model: nn.Module, head: str | Collection[str] | None) -> set[nn.Parameter]:
+    if head is not None:
+        patterns = [head] if isinstance(head, str) else list(head)
+        return {p for name, p in model.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
+    find = getattr(model, "get_classifier", None)
+    layer = find() if callable(find) else None
+    if layer is None:
+        layer = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+    layers = layer if isinstance(layer, (tuple, list)) else [layer]
+    return {p for module in layers if isinstance(module, nn.Module) for p in module.parameters()}
