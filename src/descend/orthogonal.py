@@ -57,6 +57,8 @@ NS_DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": t
 # How much a run of steps on one Gram matrix may raise the smallest squared singular value. Those below the dtype's
 # epsilon are lost in the rounding of that matrix, and the run raises them along with the error.
 _GROWTH = {torch.bfloat16: 20.0, torch.float32: 2e4, torch.float64: 1e9}
+# The same noise is spread over the singular values; in small matrices a single one may get too much of it.
+_LEAST_SIDE = {torch.bfloat16: 256, torch.float32: 1, torch.float64: 1}
 # Matrices are stacked up to this many bytes, which a core's cache holds; an accelerator is filled by larger stacks.
 _STACK_BYTES = {"cpu": 4 << 20}
 _STACK_BYTES_ELSEWHERE = 256 << 20
@@ -146,7 +148,7 @@ def _runs(sequence: Sequence[Triple], x: Tensor) -> Iterator[list[Triple]]:
     runs are cheaper where r > 3/2.
     """
     short, long = sorted(x.shape[-2:])
-    limit = _GROWTH[x.dtype] if 2 * long > 3 * short else 0.0
+    limit = _GROWTH[x.dtype] if 2 * long > 3 * short and short >= _LEAST_SIDE[x.dtype] else 0.0
     run: list[Triple] = []
     growth = 1.0
     for triple in sequence:

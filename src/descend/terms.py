@@ -100,10 +100,11 @@ def clip_ratio(size: Scalar, limit: Scalar) -> Scalar:
 
 def choose(condition: Any, a: Any, b: Any) -> Any:
     """a where the condition holds, else b, for numbers and for tensors alike."""
-    if not isinstance(condition, Tensor):
+    if isinstance(condition, (bool, int, float)):
         return a if condition else b
     # A number would make the result float32, whatever the scalars are in.
-    a, b = (x if isinstance(x, Tensor) else torch.full_like(condition, x, dtype=torch.float64) for x in (a, b))
+    numbers = (int, float)
+    a, b = (torch.full_like(condition, x, dtype=torch.float64) if isinstance(x, numbers) else x for x in (a, b))
     return torch.where(condition, a, b)
 
 

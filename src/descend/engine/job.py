@@ -72,16 +72,12 @@ def real(x: Tensor) -> Tensor:
 
 def values_of(job: Job) -> tuple[Tensor, Tensor]:
     """The parameter and its gradient as reals, the gradient in the parameter's memory layout."""
-    p, g = real(job.param.detach()), real(job.grad.detach())
-    if g.stride() != p.stride():
+    p, g = job.param.detach(), job.grad.detach() if job.grad.requires_grad else job.grad
+    if p.is_complex():
+        p, g = real(p), real(g)
+    if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride():
         g = torch.empty_like(p, dtype=g.dtype).copy_(g)
     return p, g
-
-
-def measure(job: Job) -> dict[str, Any]:
-    """The size and shape of the whole parameter, for the sums in a text."""
-    value = real(job.param)
-    return {"numel": float(value.numel()), "ndim": value.dim(), "shape": tuple(value.shape)}
 
 
 def is_dense(x: Tensor) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from descend.engine.tensorlist import TensorList
 
-
 Dims = tuple[int, ...] | None
 
 
@@ -75,6 +74,10 @@ class Known:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the rule uses {name!r}, which is neither an option nor one of its scalars")
+
+    def measure(self, value: Tensor) -> None:
+        """Take the size and shape of the whole parameter, which means divide by."""
+        self.numel, self.ndim, self.shape = float(value.numel()), value.dim(), value.shape
 
     def sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over all elements of each."""

@@ -67,6 +67,13 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "hyperball": False,
 }
 
+# Why some optimizers refuse options that others have.
+COUPLED_DECAY: Mapping[str, str] = dict.fromkeys(
+    ("corrected_weight_decay", "cautious_weight_decay"), "weight decay is part of the gradient here"
+)
+OWN_DECAY: Mapping[str, str] = dict.fromkeys(COUPLED_DECAY, "weight decay is part of the rule here")
+OWN_STEP: Mapping[str, str] = {"hyperball": "the step is more than the learning rate times a direction here"}
+
 # Keys that frameworks put into parameter groups; they only ever look like options.
 _KEPT_KEYS = frozenset(
     ("params", "param_names", "name", "names", "lr_scale", "initial_lr", "max_lr", "min_lr", "max_lr_snapshot",
@@ -131,12 +138,16 @@ def check_option(kind: str, name: str, value: Any, default: Any, optional: bool)
         if value.is_meta:
             return
         value = value.item()
+    if isinstance(default, float) and value == default:
+        return
     if name.startswith("betas"):
         _check_betas(kind, name, value, default)
-    elif name in _NOT_NEGATIVE:
-        _check_number(kind, name, value, 0.0, math.inf, open_low=name in _POSITIVE)
-    elif name in _UNIT_INTERVAL:
+    elif isinstance(default, tuple) and name in _NOT_NEGATIVE:
+        _check_each(kind, name, value, default)
+    elif name in _UNIT_INTERVAL and not (isinstance(default, float) and default > 1):
         _check_number(kind, name, value, 0.0, 1.0)
+    elif name in _NOT_NEGATIVE or name in _UNIT_INTERVAL:
+        _check_number(kind, name, value, 0.0, math.inf, open_low=name in _POSITIVE)
     elif isinstance(default, (int, float)):
         _check_number(kind, name, value, -math.inf, math.inf)
 
@@ -147,6 +158,14 @@ def _check_number(kind: str, name: str, value: Any, low: float, high: float, ope
         above = "" if low == -math.inf else f" {'>' if open_low else '>='} {low:g}"
         below = "" if high == math.inf else f" and <= {high:g}"
         raise ValueError(f"{kind}: {name}={value!r}, expected a finite number{above}{below}")
+
+
+def _check_each(kind: str, name: str, value: Any, default: tuple[Any, ...]) -> None:
+    if not isinstance(value, (tuple, list)) or len(value) != len(default):
+        raise ValueError(f"{kind}: {name}={value!r}, expected {len(default)} numbers")
+    for i, (number, usual) in enumerate(zip(value, default, strict=True)):
+        if number is not None or usual is not None:
+            _check_number(kind, f"{name}[{i}]", number, 0.0, math.inf)
 
 
 def _check_betas(kind: str, name: str, value: Any, default: Any) -> None:

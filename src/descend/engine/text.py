@@ -38,14 +38,18 @@ def advance_stored(
     rule: type[Rule], maths: torch.dtype, p: Tensor, g: Tensor, s: Mapping[str, Tensor], k: Known
 ) -> None:
     """Run the text in the dtype of the maths, and store what was brought there from another one."""
-    p_value = p.to(maths, copy=k.skips)
-    state = {name: t.to(maths, copy=k.skips) for name, t in s.items()}
-    advance(rule, p_value, g.to(maths), State(state), cast_scalars(k, maths))
+    p_value = _load(p, maths, k.skips)
+    state = {name: _load(t, maths, k.skips) for name, t in s.items()}
+    advance(rule, p_value, _load(g, maths), State(state), k)
     for resting, value in ((p, p_value), *((t, state[name]) for name, t in s.items())):
         if k.skips:
             resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
         elif value is not resting:
             resting.copy_(value)
+
+
+def _load(resting: Tensor, maths: torch.dtype, copy: bool = False) -> Tensor:
+    return resting if resting.dtype is maths and not copy else resting.to(maths, copy=copy)
 
 
 def cast_scalars(k: Known, maths: torch.dtype) -> Known:

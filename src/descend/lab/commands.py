@@ -41,7 +41,7 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        help="Optimizers for PyTorch: look them up, and race them on real data.",
+        help="Optimizers for PyTorch: look them up, race them on real data, and time their steps.",
     )
 
     def book() -> Catalogue:
@@ -99,6 +99,42 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
             "threads": threads,
         }
         run_race(book(), names, {key: value for key, value in given.items() if value is not None}, out, resume)
+
+    @cli.command("bench")
+    def bench_(
+        optimizers: Annotated[str | None, typer.Option(help="Names or wildcards. [one name for each class]")] = None,
+        executors: Annotated[str, typer.Option(help="Some of loop, foreach, fused.")] = "fused",
+        dtypes: Annotated[str, typer.Option(help="Some of float32, bfloat16, float16, float64.")] = "float32",
+        shapes: Annotated[str, typer.Option(help="Some of vit_s, resnet50, gpt2, many_tiny, module:callable.")] = "vit_s",
+        rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each, at most.")] = 20,
+        peers: Annotated[str, typer.Option(help="installed, none, or some libraries.")] = "installed",
+        device: Annotated[str, typer.Option(help="Where the parameters are.")] = "cpu",
+        everything: Annotated[bool, typer.Option("--all", help="Measure every number that was asked for.")] = False,
+        memory: Annotated[bool, typer.Option("--memory", help="Measure bytes alone, no times.")] = False,
+        compiled: Annotated[bool, typer.Option("--compile", help="Measure compiling too.")] = False,
+        json: Annotated[Path | None, typer.Option(help="Write the recording.")] = None,
+        html: Annotated[Path | None, typer.Option(help="Write a page with charts.")] = None,
+        render: Annotated[Path | None, typer.Option(help="Measure nothing: show a recording.")] = None,
+        out: Annotated[Path | None, typer.Option(help="Write a document. [docs/performance.md with --render]")] = None,
+    ) -> None:
+        """Time steps beside other libraries, with the bytes, the memory and the compiling that they cost."""
+        from descend.lab.bench import command, recording
+
+        console = command.screen.console()
+        try:
+            if render:
+                found, out = recording.load(render), out or command.DOCUMENT
+            else:
+                tasks, settings = command.plan(
+                    optimizers, executors, dtypes, shapes, peers, rounds, device, everything, memory, compiled
+                )
+                found = command.measured(tasks, settings, console)
+        except ValueError as error:
+            fail(str(error))
+        command.screen.show(found, console)
+        command.write(found, None if render else json, html, out, console)
+        if found.stopped:
+            raise typer.Exit(130)
 
     return cli
 

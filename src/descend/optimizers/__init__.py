@@ -2,11 +2,16 @@
 
 from descend.optimizers.adabelief import AdaBelief
 from descend.optimizers.adafactor import Adafactor
+from descend.optimizers.adafactor_bigvision import AdafactorBigVision, TorchAdafactor
 from descend.optimizers.adahessian import Adahessian
 from descend.optimizers.adam import Adam, AdamW, NAdamW
+from descend.optimizers.adam_mini import AdamMini
 from descend.optimizers.adan import Adan
+from descend.optimizers.ademamix import AdEMAMix
 from descend.optimizers.adopt import Adopt
+from descend.optimizers.came import CAME
 from descend.optimizers.classic import ASGD, Adadelta, Adagrad, Adamax, Rprop
+from descend.optimizers.dion import Dion
 from descend.optimizers.lamb import Lamb
 from descend.optimizers.laprop import LaProp
 from descend.optimizers.lion import Lion
@@ -14,30 +19,38 @@ from descend.optimizers.lookahead import Lookahead
 from descend.optimizers.madgrad import MADGRAD
 from descend.optimizers.mars import Mars
 from descend.optimizers.muon import Muon, NorMuon
-from descend.optimizers.nadam import Nadam, NAdam
+from descend.optimizers.nadam import NAdam, Nadam
 from descend.optimizers.novograd import NvNovoGrad
+from descend.optimizers.prodigy import Prodigy
 from descend.optimizers.projected import SGDP, AdamP
 from descend.optimizers.radam import RAdam
 from descend.optimizers.rmsprop import RMSprop, RMSpropTF
+from descend.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from descend.optimizers.sgd import SGD, SGDW, Lars
+from descend.optimizers.stable_adamw import StableAdamW
 
 __all__ = [
     "ASGD",
+    "CAME",
     "MADGRAD",
     "SGD",
     "SGDP",
     "SGDW",
+    "AdEMAMix",
     "AdaBelief",
     "Adadelta",
     "Adafactor",
+    "AdafactorBigVision",
     "Adagrad",
     "Adahessian",
     "Adam",
+    "AdamMini",
     "AdamP",
     "AdamW",
     "Adamax",
     "Adan",
     "Adopt",
+    "Dion",
     "LaProp",
     "Lamb",
     "Lars",
@@ -50,8 +63,14 @@ __all__ = [
     "Nadam",
     "NorMuon",
     "NvNovoGrad",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "RMSpropTF",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeRAdam",
+    "ScheduleFreeSGD",
+    "StableAdamW",
+    "TorchAdafactor",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import cautious
 from descend.terms import add_scaled, clip_ratio, ema, least, most
@@ -102,6 +103,12 @@ class Adafactor(Optimizer):
         Shazeer, Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018, arXiv 1804.04235. Which
         dimensions are factored follows timm: the first two of four where both are large, else the last two.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        **OWN_DECAY,
+        **OWN_STEP,
+        **dict.fromkeys(("grams", "update_clip"), "the learning rate is inside the average here"),
+    }
 
     reach: ClassVar[Reach] = "rows"
     structural: ClassVar[frozenset[str]] = frozenset(("min_dim_size_to_factor",))

@@ -107,11 +107,13 @@ class AdafactorBigVision(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        weight2 = most(1 - h.beta2_cap, most(t - h.decay_offset, 1.0) ** -h.decay_rate)
+        weights = {"weight2": most(1 - h.beta2_cap, most(t - h.decay_offset, 1.0) ** -h.decay_rate)}
+        if h.momentum is not None:
+            weights["weight1"] = 1 - h.momentum
         if not h.unscaled_wd:
-            return {"weight2": weight2}
+            return weights
         amount = h.weight_decay * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.weight_decay
-        return {"weight2": weight2, "decay_amount": amount, "decay_factor": 1 - amount}
+        return {**weights, "decay_amount": amount, "decay_factor": 1 - amount}
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
@@ -124,7 +126,7 @@ class AdafactorBigVision(Optimizer):
             u = u / clip_ratio(k.rms(u), k.clipping_threshold)
         if "exp_avg" not in s:
             return u
-        return _rounded(ema(s.exp_avg, _rounded(u, k.momentum_dtype), 1 - k.momentum), k.momentum_dtype)
+        return _rounded(ema(s.exp_avg, _rounded(u, k.momentum_dtype), k.weight1), k.momentum_dtype)
 
 
 class TorchAdafactor(Optimizer):
@@ -169,7 +171,8 @@ class TorchAdafactor(Optimizer):
         weight_decay: float = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, beta2_decay=beta2_decay, eps=eps, d=d, weight_decay=weight_decay), **common)
+        own = dict(lr=lr, beta2_decay=beta2_decay, eps=eps, d=d, weight_decay=weight_decay)
+        super().__init__(params, own, **common)
 
     @staticmethod
     def check(h: Any) -> None:
@@ -208,8 +211,13 @@ class TorchAdafactor(Optimizer):
 
 def _rounded(x: Tensor, dtype: str | torch.dtype) -> Tensor:
     """x as the average's dtype holds it: all that timm adds to it and steps by."""
-    return x.to(_dtype(dtype)).type_as(x)
+    kept = _dtype(dtype)
+    low = x.to(kept)
+    if kept != torch.float32:
+        # The compiler drops a cast to half precision and back, but not one between whose halves bits are worked on.
+        low = low.view(torch.int16).bitwise_or(0).view(kept)
+    return low.type_as(x)
 
 
-def _dtype(name: str | torch.dtype) -> torch.dtype | None:
-    return _DTYPES.get(name) if isinstance(name, str) else name
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    return _DTYPES.get(name, torch.float64) if isinstance(name, str) else name

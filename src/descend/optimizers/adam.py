@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import Common
+from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.terms import blend, clip_ratio, ema, ema_sq, root, running_max
 
@@ -131,6 +131,8 @@ class Adam(AdamW):
         Kingma, Ba, Adam: A Method for Stochastic Optimization, 2015, arXiv 1412.6980. AMSGrad: Reddi, Kale, Kumar,
         On the Convergence of Adam and Beyond, 2018, arXiv 1904.09237.
     """
+
+    refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,

@@ -34,8 +34,8 @@ class AdamMini(Optimizer):
         betas: decay rates of the two averages, each in [0, 1).
         eps: added to the denominator, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
-        block: what shares a second moment: "tensor"; "row", a slice of dimension 0; "head", one of n_heads equal parts of
-            dimension 0, vectors being one part; or "element", which is AdamW.
+        block: what shares a second moment: "tensor"; "row", a slice of dimension 0; "head", one of n_heads equal parts
+            of dimension 0, and a vector as a whole; or "element", which is AdamW.
         n_heads: number of heads, ≥ 1; acts with block="head".
         **common: see :class:`~descend.engine.options.Common`.
 

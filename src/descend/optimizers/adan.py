@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import Common
+from descend.engine.options import OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import shape_direction
+from descend.engine.text import decay_weights, shape_direction
 from descend.terms import add_scaled, assign, choose, ema, ema_sq, plus, root, scale
 
 
@@ -47,6 +47,8 @@ class Adan(Optimizer):
         Xie et al., Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models, 2022,
         arXiv 2208.06677.
     """
+
+    refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class Adan(Optimizer):
         u = plus(shape_direction(m, g, k) * k.debias1, s.exp_avg_diff, k.lead)
         u = u / root(s.exp_avg_sq, k.debias3, k.eps)
         if k.no_prox:
-            scale(p, k.decay_factor)
+            decay_weights(p, u, k)
         add_scaled(p, u, -k.lr)
         if not k.no_prox:
             scale(p, k.proximal)

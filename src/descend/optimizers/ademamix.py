@@ -100,7 +100,7 @@ class AdEMAMix(Optimizer):
 
 
 def _on_the_way(start: Any, end: Any, part: Any) -> Any:
-    """The decay rate whose half-life lies at this part of the way; 1e-8 more, as the authors have it, so that 0 has one."""
+    """The decay rate whose half-life lies at this part of the way; 0 has one by the authors' 1e-8."""
     end = end + 1e-8
     return end ** (1 / (part + (1 - part) * _log(end) / _log(start + 1e-8)))
 

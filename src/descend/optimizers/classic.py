@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import Common
+from descend.engine.options import COUPLED_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
 from descend.terms import add_product, add_scaled, assign, choose, ema, ema_sq, most, scale
@@ -44,6 +44,8 @@ class Adagrad(Optimizer):
     Reference:
         Duchi, Hazan, Singer, Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, JMLR 2011.
     """
+
+    refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,
@@ -105,6 +107,8 @@ class Adadelta(Optimizer):
         Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012, arXiv 1212.5701.
     """
 
+    refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
+
     def __init__(
         self,
         params: Any,
@@ -164,6 +168,8 @@ class Adamax(Optimizer):
         Kingma, Ba, Adam: A Method for Stochastic Optimization, 2015, arXiv 1412.6980, section 7.
     """
 
+    refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
+
     def __init__(
         self,
         params: Any,
@@ -222,6 +228,8 @@ class ASGD(Optimizer):
     Reference:
         Polyak, Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control Optim. 1992.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {**COUPLED_DECAY, **OWN_STEP}
 
     carried: ClassVar[Mapping[str, float]] = {"eta": 0.0, "mu": 1.0}
 
@@ -284,6 +292,8 @@ class Rprop(Optimizer):
     Reference:
         Riedmiller, Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm, 1993.
     """
+
+    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(COUPLED_DECAY, "it has no weight decay")
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +11,9 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.options import OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import shape_direction
+from descend.engine.text import decay_weights, shape_direction
 from descend.optimizers.adam import bias_correction
 from descend.terms import accumulate, add_scaled, clip_ratio, either, ema_sq, plus, root, scale, trust_ratio
 
@@ -52,6 +53,8 @@ class Lamb(Optimizer):
         You et al., Large Batch Optimization for Deep Learning: Training BERT in 76 minutes, 2020, arXiv 1904.00962.
         Steps are counted for each parameter; timm counts them for each group.
     """
+
+    refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
     reach: ClassVar[Reach] = "tensor"
 
@@ -101,7 +104,7 @@ class Lamb(Optimizer):
         u = scale(s.exp_avg / root(s.exp_avg_sq, k.debias2, k.eps), k.debias1)
         u = shape_direction(u, g, k)
         if k.decoupled_decay:
-            scale(p, k.decay_factor)
+            decay_weights(p, u, k)
         else:
             u = plus(u, p, k.weight_decay)
         p_norm, u_norm = k.norms(p, u)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
-from descend.engine.options import Common
+from descend.engine.options import OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, shape_direction
 from descend.terms import accumulate, add_scaled, choose, ema_sq, root
@@ -45,6 +44,8 @@ class LaProp(Optimizer):
     Reference:
         Ziyin, Wang, Ueda, LaProp: Separating Momentum and Adaptivity in Adam, 2020, arXiv 2002.04839.
     """
+
+    refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
     carried: ClassVar[Mapping[str, float]] = {"exp_avg_lr_1": 0.0}
 

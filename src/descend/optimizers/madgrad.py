@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import Common
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import shape_direction
 from descend.terms import add_product, add_scaled, assign, ema, scale
@@ -48,6 +48,8 @@ class MADGRAD(Optimizer):
         Defazio, Jelassi, Adaptivity without Compromise: A Momentumized, Adaptive, Dual Averaged Gradient Method for
         Stochastic Optimization, 2021, arXiv 2101.11075.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
 from descend.optimizers.adam import moments
@@ -52,6 +53,8 @@ class Mars(Optimizer):
         Yuan et al., MARS: Unleashing the Power of Variance Reduction for Training Large Models, 2024,
         arXiv 2411.10438.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {**OWN_DECAY, **OWN_STEP}
 
     reach: ClassVar[Reach] = "tensor"
 

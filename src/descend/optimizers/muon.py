@@ -30,8 +30,6 @@ class _Orthogonal(Routed):
     @staticmethod
     def check(h: Any) -> None:
         coefficient_sequence(h.ns_coefficients, h.ns_steps)
-        if h.conv_mode not in ("flatten", "batched"):
-            raise ValueError(f"conv_mode={h.conv_mode!r}, expected 'flatten' or 'batched'")
         if h.ns_dtype not in (None, *NS_DTYPES):
             raise ValueError(f"ns_dtype={h.ns_dtype!r}, expected None, 'bfloat16' or 'float32'")
         check_whole("split", h.split)
@@ -42,7 +40,7 @@ class _Orthogonal(Routed):
 
     @staticmethod
     def matrix_gain(h: Any, p: Tensor) -> float:
-        return shape_gain(h.adjust_lr_fn, *matrices_shape(h, p)[-2:]) * spatial_gain(h, p)
+        return shape_gain(h.adjust_lr_fn, *matrices_shape(h, p)[-2:])
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
@@ -152,6 +150,8 @@ class Muon(_Orthogonal):
     @staticmethod
     def check(h: Any) -> None:
         _Orthogonal.check(h)
+        if h.conv_mode not in ("flatten", "batched"):
+            raise ValueError(f"conv_mode={h.conv_mode!r}, expected 'flatten' or 'batched'")
         if h.algo not in _LR_RULES:
             raise ValueError(f"algo={h.algo!r}, expected 'muon' or 'adamuon'")
         if h.adjust_lr_fn not in _LR_RULES[h.algo]:
@@ -166,8 +166,10 @@ class Muon(_Orthogonal):
     @staticmethod
     def matrix_gain(h: Any, p: Tensor) -> float:
         if h.algo == "adamuon" and h.adjust_lr_fn == "match_rms_adamw":
-            return float(0.2 * p.numel() ** 0.5 * spatial_gain(h, p))
-        return _Orthogonal.matrix_gain(h, p)
+            gain = 0.2 * p.numel() ** 0.5
+        else:
+            gain = shape_gain(h.adjust_lr_fn, *matrices_shape(h, p)[-2:])
+        return gain * spatial_gain(h, p)
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
@@ -208,8 +210,6 @@ class NorMuon(_Orthogonal):
         safety_factor: matrices are divided by this much more than their norm.
         adjust_lr_fn: how the lr follows the shape, as in :class:`Muon`.
         row_eps: added to the root of a row's average, ≥ 0.
-        conv_mode: convolutions are matrices out×(in·positions) ("flatten") or one matrix a position ("batched").
-        normalize_spatial: divide s by the root of the number of positions when they are "batched".
         fallback_lr_scale: the fallback's learning rate in units of lr, ≥ 0.
         betas: decay rates of the fallback's averages.
         scale_eps: add eps·√(n/m) to a matrix's norm rather than using eps as its least value.
@@ -248,8 +248,6 @@ class NorMuon(_Orthogonal):
         safety_factor: float = 1.0,
         adjust_lr_fn: str | None = "original",
         row_eps: float = 1e-10,
-        conv_mode: str = "flatten",
-        normalize_spatial: bool = True,
         fallback_lr_scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.95),
         scale_eps: bool = False,
@@ -262,9 +260,9 @@ class NorMuon(_Orthogonal):
     ) -> None:
         step = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, eps=eps, betas=betas)
         polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, safety_factor=safety_factor, ns_dtype=ns_dtype)
-        shape = dict(adjust_lr_fn=adjust_lr_fn, conv_mode=conv_mode, normalize_spatial=normalize_spatial, split=split)
         route = dict(fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, use_muon=use_muon, stacked=stacked)
-        own = {**step, **polar, **shape, **route, "beta2": beta2, "row_eps": row_eps, "scale_eps": scale_eps}
+        rows = dict(beta2=beta2, row_eps=row_eps, scale_eps=scale_eps, adjust_lr_fn=adjust_lr_fn, split=split)
+        own = {**step, **polar, **route, **rows}
         super().__init__(params, own, **common)
 
     @staticmethod

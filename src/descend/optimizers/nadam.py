@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import Common
+from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction, moments
 from descend.terms import plus, root
@@ -103,6 +102,8 @@ class Nadam(NAdam):
     Reference:
         Dozat, Incorporating Nesterov Momentum into Adam, ICLR workshop 2016.
     """
+
+    refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,

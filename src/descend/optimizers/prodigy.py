@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -66,7 +67,7 @@ class Prodigy(Optimizer):
 
     reach: ClassVar[Reach] = "tensor"
     structural: ClassVar[frozenset[str]] = frozenset(("slice_p",))
-    refused = {"hyperball": "its learning rate is a distance, not an angle"}
+    refused: ClassVar[Mapping[str, str]] = {"hyperball": "its learning rate is a distance, not an angle"}
 
     def __init__(
         self,

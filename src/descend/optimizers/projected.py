@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import cautious, shape_direction
 from descend.optimizers.adam import bias_correction, moments
@@ -94,6 +95,8 @@ class AdamP(Optimizer):
         arXiv 2006.08217.
     """
 
+    refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
+
     reach: ClassVar[Reach] = "rows"
 
     def __init__(
@@ -160,6 +163,8 @@ class SGDP(Optimizer):
         Heo et al., AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights, 2021,
         arXiv 2006.08217.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
 
     reach: ClassVar[Reach] = "rows"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import Common
+from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.terms import accumulate, ema, ema_sq
 
@@ -143,6 +144,8 @@ class RMSprop(Optimizer):
         Tieleman, Hinton, Lecture 6.5, 2012; centred: Graves, Generating Sequences With Recurrent Neural Networks,
         2013, arXiv 1308.0850. V − A² counts as at least 0 here.
     """
+
+    refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,

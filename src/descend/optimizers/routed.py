@@ -36,12 +36,31 @@ class Routed(Optimizer):
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
         rows = [(SimpleNamespace(**group), p) for group in self.param_groups for p in group["params"]]
-        if not any(h.use_fallback or h.use_muon is not None or is_matrix(h, p) or p.is_complex() for h, p in rows):
+        if not any(h.use_fallback or getattr(h, "use_muon", None) is not None or p.is_complex() or self.is_matrix(h, p) for h, p in rows):
             kind = type(self).__name__
             raise ValueError(
                 f"{kind}: none of the {len(rows)} parameters is a hidden matrix; pass the matrices too, mark the groups "
                 "with use_fallback=True if that is meant, or use AdamW"
             )
+
+    @staticmethod
+    def is_matrix(h: Any, p: Tensor) -> bool:
+        """Whether the parameter is treated as one or several matrices under the options of its group."""
+        if h.use_fallback:
+            return False
+        if h.use_muon is not None:
+            return bool(h.use_muon)
+        shape = p.shape
+        if p.is_complex() or len(shape) < 2:
+            return False
+        if h.stacked:
+            sides = shape[-2:]
+        elif 1 in shape[:2] or sum(n > 1 for n in shape) < 2:
+            return False
+        else:
+            sides = (shape[0], math.prod(shape[1:]))
+        short, long = sorted(sides)
+        return short >= _LEAST_SIZE and long <= _LARGEST_RATIO * short
 
     @staticmethod
     def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -55,14 +74,14 @@ class Routed(Optimizer):
 
     @classmethod
     def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:  # type: ignore[override]
-        if not is_matrix(h, p):
+        if not cls.is_matrix(h, p):
             return {"exp_avg": signed(), "exp_avg_sq": positive()}
         matrices_shape(h, p)
         return cls.matrix_slots(h, p)
 
     @classmethod
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:  # type: ignore[override]
-        if not is_matrix(h, p):
+        if not cls.is_matrix(h, p):
             return {"fallback": True}
         return {"fallback": False, "matrices": matrices_shape(h, p), "matrix_gain": cls.matrix_gain(h, p)}
 
@@ -77,28 +96,9 @@ class Routed(Optimizer):
     def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
         """Which rule moves this parameter of this group."""
         h = SimpleNamespace(**{**self.defaults, **group})
-        if is_matrix(h, param):
+        if self.is_matrix(h, param):
             return type(self).__name__
-        return "NAdamW" if h.nesterov else "AdamW"
-
-
-def is_matrix(h: Any, p: Tensor) -> bool:
-    """Whether the parameter is treated as one or several matrices under the options of its group."""
-    if h.use_fallback:
-        return False
-    if h.use_muon is not None:
-        return bool(h.use_muon)
-    shape = p.shape
-    if p.is_complex() or len(shape) < 2:
-        return False
-    if h.stacked:
-        sides = shape[-2:]
-    elif 1 in shape[:2] or sum(n > 1 for n in shape) < 2:
-        return False
-    else:
-        sides = (shape[0], math.prod(shape[1:]))
-    short, long = sorted(sides)
-    return short >= _LEAST_SIZE and long <= _LARGEST_RATIO * short
+        return "NAdamW" if getattr(h, "nesterov", False) else "AdamW"
 
 
 def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
@@ -111,7 +111,7 @@ def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
     if len(shape) < 2 or p.is_complex():
         raise ValueError(f"use_muon=True with a {p.dtype} parameter of shape {shape}, expected a real matrix")
     if len(shape) > 2 and not h.stacked:
-        if h.conv_mode == "batched":
+        if getattr(h, "conv_mode", "flatten") == "batched":
             shape = (math.prod(shape[2:]), *shape[:2])
         else:
             shape = (shape[0], math.prod(shape[1:]))
@@ -146,7 +146,7 @@ def from_matrices(x: Tensor, k: Known) -> Tensor:
 
 def is_spatial(k: Any) -> bool:
     """Whether the parameter is a convolution that is taken position by position."""
-    return bool(k.conv_mode == "batched" and not k.stacked and len(k.shape) > 2)
+    return getattr(k, "conv_mode", "flatten") == "batched" and not k.stacked and len(k.shape) > 2
 
 
 def known_with(k: Known, **values: Any) -> Known:
@@ -158,7 +158,7 @@ def fall_back(p: Tensor, g: Tensor, s: State, k: Known) -> None:
     """A step of AdamW, or of NAdamW with nesterov, at lr·fallback_lr_scale."""
     lr, decay = k.lr * k.fallback_lr_scale, k.decay_amount * k.fallback_lr_scale
     scaled = dict(lr=lr, gain=k.debias1, step_size=lr * k.debias1, decay_amount=decay, decay_factor=1 - decay)
-    rule = NAdamW if k.nesterov else AdamW
+    rule = NAdamW if getattr(k, "nesterov", False) else AdamW
     rule.move(p, g, s, known_with(k, **scaled, amsgrad=False, clipping_threshold=None))
 
 

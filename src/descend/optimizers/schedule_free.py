@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ class ScheduleFree(Optimizer):
     stored. A fresh optimizer is in training mode.
     """
 
-    carried = {"weight_sum": 0.0, "lr_max": 0.0}
-    refused = {"hyperball": "averages of points on a sphere lie inside it"}
+    carried: ClassVar[Mapping[str, float]] = {"weight_sum": 0.0, "lr_max": 0.0}
+    refused: ClassVar[Mapping[str, str]] = {"hyperball": "averages of points on a sphere lie inside it"}
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

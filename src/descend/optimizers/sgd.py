@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.slots import Slot, signed
 from descend.terms import accumulate, choose, either, plus
 
@@ -69,6 +70,8 @@ class SGD(Optimizer):
     Reference:
         Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013.
     """
+
+    refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,
@@ -130,6 +133,8 @@ class SGDW(SGD):
     Reference:
         Loshchilov, Hutter, Decoupled Weight Decay Regularization, 2019, arXiv 1711.05101.
     """
+
+    refused: ClassVar[Mapping[str, str]] = {}
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:

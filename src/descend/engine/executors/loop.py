@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from descend.engine.executors.profile import profile
-from descend.engine.job import Job, flatten, is_dense, measure, real, values_of
+from descend.engine.executors.profile import Profile, profile
+from descend.engine.job import Job, flatten, is_dense, real, values_of
 from descend.engine.known import Known, OverallKnown, Pause, State
 from descend.engine.text import advance, advance_stored, cast_scalars
 
@@ -27,16 +27,26 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
         The partial sums of the jobs that stopped there.
     """
     partials: list[tuple[Any, ...]] = []
+    shared: dict[tuple[int, int], tuple[Profile, Known]] = {}
     for job in jobs:
-        needs = profile(rule, job)
+        key = id(job.known), job.param.dim()
+        if key not in shared:
+            shared[key] = profile(rule, job), _known(job)
+        needs, k = shared[key]
+        k.across = OverallKnown(totals)
+        k.measure(real(job.param))
         if needs.overall > len(totals):
-            partials.append(partial_sums(rule, job, totals))
+            partials.append(partial_sums(rule, job, k))
             continue
-        for p, g, s in _pieces(job, whole=needs.whole):
-            k = Known({**job.known, **measure(job)}, OverallKnown(totals))
+        for p, g, s in _pieces(job, needs.whole):
             advance_stored(rule, job.maths, p, g, s, k)
         job.done = True
     return partials
+
+
+def _known(job: Job) -> Known:
+    k = Known(job.known)
+    return cast_scalars(k, job.maths) if job.group["capturable"] else k
 
 
 def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
@@ -75,11 +85,10 @@ class Scratch(State):
         return name in self._tensors
 
 
-def partial_sums(rule: type[Optimizer], job: Job, totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
     p, g = values_of(job)
     s = Scratch({name: real(job.state[name]) for name in job.slots}, job.maths)
-    k = cast_scalars(Known({**job.known, **measure(job)}, OverallKnown(totals)), job.maths)
     try:
         advance(rule, p.to(job.maths), g.to(job.maths), s, k)
     except Pause as pause:

@@ -146,10 +146,10 @@ def extra_bytes(contender: Contender, device: torch.device) -> int:
     with _silence(), profile(profile_memory=True) as recorded:
         contender.step()
     events = recorded.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((e.start_ns(), -e.nbytes()) for e in events if e.name() == "[memory]")
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     now = most = 0
-    for _, freed in changes:
-        now -= freed
+    for _, change in changes:
+        now += change
         most = max(most, now)
     return most
 

@@ -23,7 +23,7 @@ class Line:
         steps: how many were timed.
         gbps: the rule's bytes over the median.
         light: the median over the time that the rule's bytes take at the bandwidth of torch's fused AdamW.
-        share: gbps over the best bandwidth that anything reached in this heat, a streaming copy included.
+        share: gbps over what the machine can do: the faster of torch's fused AdamW and a streaming copy.
         first_s: the first step, which makes the state and compiles.
         extra_bytes: the most that a step allocated at any one time.
         state_bytes: what the state weighs after a few steps.

@@ -1,0 +1,136 @@
+"""What `descend bench` does with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from descend.lab.bench import document, page, screen
+from descend.lab.bench.asked import SEEDS
+from descend.lab.bench.peers import chosen
+from descend.lab.bench.recording import Recording, save
+from descend.lab.bench.run import (
+    DTYPES,
+    EXECUTORS,
+    Settings,
+    Task,
+    everything,
+    new_recording,
+    own_names,
+    plain_names,
+    run,
+)
+from descend.lab.bench.shapes import shapes_of
+from descend.lab.facts import matching, unknown
+
+DOCUMENT = Path("docs/performance.md")
+IMPORTS = 5
+
+
+def plan(
+    optimizers: str | None,
+    executors: str,
+    dtypes: str,
+    shapes: str,
+    peers: str,
+    rounds: int,
+    device: str,
+    everyone: bool,
+    memory: bool,
+    compiled: bool,
+) -> tuple[list[Task], Settings]:
+    """The heats of a run and its settings.
+
+    Raises:
+        ValueError: for a name that there isn't; the message says what there is.
+    """
+    others = chosen(peers)
+    usable(device)
+    if everyone:
+        return everything(others), Settings(rounds, device, SEEDS, IMPORTS)
+    rules = names(optimizers)
+    models = listed(shapes)
+    for model in models:
+        shapes_of(model)
+    ways = tuple(among(listed(executors), tuple(EXECUTORS), "--executors"))
+    tasks = [
+        Task(rule, model, dtype, ways, tuple(others))
+        for model in models
+        for dtype in among(listed(dtypes), DTYPES, "--dtypes")
+        for rule in rules
+    ]
+    return tasks, Settings(0 if memory else rounds, device, tuple(rules) if compiled else ())
+
+
+def names(words: str | None) -> list[str]:
+    """The optimizers that a list of names and wildcards stands for; all plain ones for None.
+
+    Raises:
+        ValueError: for a name that there isn't, or that is another package's.
+    """
+    if words is None:
+        return plain_names()
+    every = own_names()
+    found = []
+    for word in listed(words.lower()):
+        hits = matching(every, word) if any(sign in word for sign in "*?[") else [word]
+        for name in hits:
+            if message := unknown(name, every):
+                raise ValueError(message)
+            if name not in every:
+                raise ValueError(f"{name!r} wraps another optimizer, and the bench times those themselves")
+        if not hits:
+            raise ValueError(f"no optimizer matches {word!r}; descend list shows all names")
+        found += hits
+    return list(dict.fromkeys(found))
+
+
+def listed(words: str) -> list[str]:
+    """Words that commas separate."""
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def among(words: Sequence[str], known: Sequence[str], option: str) -> Sequence[str]:
+    """The words, if all of them are known.
+
+    Raises:
+        ValueError: if not.
+    """
+    for word in words:
+        if word not in known:
+            raise ValueError(f"{option} has {word!r}, expected some of {', '.join(known)}")
+    return words
+
+
+def usable(device: str) -> None:
+    """Raise ValueError for a device that is not there."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def measured(tasks: Sequence[Task], settings: Settings, where: Console) -> Recording:
+    """Carry out a plan under a progress bar."""
+    recording = new_recording(tasks, settings)
+    total = len(tasks) + len(settings.compiled) + bool(settings.importing)
+    with screen.Bar(total, where) as bar:
+        run(tasks, settings, recording, bar.watch)
+    return recording
+
+
+def write(recording: Recording, json: Path | None, html: Path | None, text: Path | None, where: Console) -> None:
+    """Leave the files that were asked for."""
+    if json:
+        save(recording, json)
+    for path, make in ((html, page.html), (text, document.markdown)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(make(recording), encoding="utf-8")
+    for path in (json, html, text):
+        if path:
+            where.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,213 @@
+"""A recording as tables of words, which the terminal, the page and the document all print."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from descend.lab.bench.asked import MIB, Verdict, verdicts
+from descend.lab.bench.recording import Heat, Line, Recording
+
+TITLES = {"vit_s": "ViT-S/16", "resnet50": "ResNet-50", "gpt2": "GPT-2", "many_tiny": "150 tensors of 16 elements"}
+SMALL = 4096  # elements a tensor under which calls cost more than memory does
+NOTHING = "–"
+
+Way = tuple[str, str]
+
+
+@dataclass
+class Table:
+    """Words in rows; the first column names the row, the others are numbers."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def tables(recording: Recording) -> list[Table]:
+    """All that a recording has something to say about."""
+    found = [numbers(recording)] if any(v.passed is not None for v in verdicts(recording)) else []
+    for heats in by_model(recording.heats):
+        found += [times(heats)] if any(heat.reference_ms for heat in heats) else []
+    found += [memory(heats) for heats in by_model(recording.heats) if not is_small(heats[0])]
+    found += [compiles(recording)] if recording.compiles else []
+    return found
+
+
+def by_model(heats: Iterable[Heat]) -> list[list[Heat]]:
+    """Heats in lists, one a model and dtype, in the order that they ran in."""
+    found: dict[tuple[str, str], list[Heat]] = {}
+    for heat in heats:
+        found.setdefault((heat.model, heat.dtype), []).append(heat)
+    return list(found.values())
+
+
+def numbers(recording: Recording) -> Table:
+    """What was asked and what was reached."""
+    rows = [[v.what, v.asked, v.reached, mark(v)] for v in verdicts(recording)]
+    notes = [f"{v.what}: {', '.join(v.missed)}" for v in verdicts(recording) if v.missed]
+    return Table("Numbers", ["", "asked", "reached", ""], rows, notes)
+
+
+def mark(verdict: Verdict) -> str:
+    """Pass, miss, or neither."""
+    return NOTHING if verdict.passed is None else "pass" if verdict.passed else "miss"
+
+
+def times(heats: Sequence[Heat]) -> Table:
+    """Step times on one model: our first way at length, all others beside it."""
+    first, others = ways(heats)
+    small = is_small(heats[0])
+    unit = "µs a tensor" if small else "ms"
+    more = [] if small else ["× light", "GB/s", "share"]
+    head = ["optimizer", "B/element", way_name(first), *more, *map(way_name, others)]
+    rows = []
+    for heat in heats:
+        line = heat.line(*first)
+        row = [heat.rule, f"{heat.bytes / heat.elements:.1f}", show_time(heat, line, small)]
+        if not small:
+            row += [number(line and line.light, 2), number(line and line.gbps, 1), percent(line and line.share)]
+        rows.append(row + [beside(heat, heat.line(*way), line, small) for way in others])
+    notes = [*references(heats), *errors(heats)]
+    return Table(f"Step time in {unit}: {model_title(heats[0])}", head, rows, notes)
+
+
+def memory(heats: Sequence[Heat]) -> Table:
+    """Bytes of state a parameter, predicted and measured, and what a step allocates besides."""
+    first, others = ways(heats)
+    others = [way for way in others if any((line := heat.line(*way)) and line.extra_bytes for heat in heats)]
+    head = ["optimizer", "state predicted", "measured", f"{way_name(first)} extra", "of the parameters"]
+    rows = []
+    for heat in heats:
+        line = heat.line(*first)
+        extra = line.extra_bytes if line else None
+        size = {"float64": 8, "float32": 4}.get(heat.dtype, 2) * heat.elements
+        rows.append(
+            [
+                heat.rule,
+                number(per_element(heat, line.predicted_bytes if line else None), 3),
+                number(per_element(heat, line.state_bytes if line else None), 3),
+                show_mib(extra),
+                percent(None if extra is None else extra / size, 2),
+                *(show_mib(found.extra_bytes if (found := heat.line(*way)) else None) for way in others),
+            ]
+        )
+    head += [f"{way_name(way)} extra" for way in others]
+    title = f"Memory, state in bytes an element, extra of a step in MiB: {model_title(heats[0])}"
+    return Table(title, head, rows, errors(heats))
+
+
+def compiles(recording: Recording) -> Table:
+    """What compiling cost."""
+    rows = [
+        [one.rule, str(one.kernels), number(one.cold_s, 2), number(one.warm_s, 2), number(one.loading_s, 2)]
+        for one in recording.compiles
+    ]
+    notes = [f"{one.rule}: {one.error}" for one in recording.compiles if one.error]
+    head = ["optimizer", "kernels", "cold s", "second process s", "loading torch's compiler s"]
+    return Table("Compiling, each optimizer in processes of its own", head, rows, notes)
+
+
+def ways(heats: Iterable[Heat]) -> tuple[Way, list[Way]]:
+    """Our first way to run, fused if it is there, and all others: ours, then the peers'."""
+    found = list(dict.fromkeys((line.library, line.how) for heat in heats for line in heat.lines))
+    mine = sorted((way for way in found if way[0] == "descend"), key=lambda way: way[1] != "fused")
+    return mine[0], [*mine[1:], *(way for way in found if way[0] != "descend")]
+
+
+def way_name(way: Way) -> str:
+    """How a column is called."""
+    library, how = way
+    return how if library == "descend" else library if how == "default" else f"{library} {how}"
+
+
+def model_title(heat: Heat) -> str:
+    """The model of a heat, with its size."""
+    name = TITLES.get(heat.model, heat.model)
+    size = f"{heat.tensors} tensors, {heat.elements / 1e6:.2f} M elements" if not is_small(heat) else ""
+    return ", ".join(part for part in (name, size, heat.dtype) if part)
+
+
+def is_small(heat: Heat) -> bool:
+    """Whether its tensors are so small that calls count rather than bytes."""
+    return heat.elements < SMALL * heat.tensors
+
+
+def show_time(heat: Heat, line: Line | None, small: bool) -> str:
+    """A median step: milliseconds, or microseconds a tensor."""
+    if line is None or line.ms is None:
+        return NOTHING
+    return f"{1e3 * line.ms / heat.tensors:.2f}" if small else f"{line.ms:.2f}"
+
+
+def beside(heat: Heat, line: Line | None, ours: Line | None, small: bool) -> str:
+    """A median step, and how many times ours it is."""
+    shown = show_time(heat, line, small)
+    if line is None or line.ms is None or ours is None or not ours.ms:
+        return shown
+    return f"{shown} ({line.ms / ours.ms:.1f} ×)"
+
+
+def references(heats: Sequence[Heat]) -> list[str]:
+    """What the machine could do meanwhile."""
+    timed = [(heat, heat.reference_ms, heat.copy_ms) for heat in heats if heat.reference_ms and heat.copy_ms]
+    if not timed or is_small(heats[0]):
+        return []
+    adamw = [heat.reference_bytes / ms / 1e6 for heat, ms, _ in timed]
+    copy = [heat.copy_bytes / ms / 1e6 for heat, _, ms in timed]
+    times = sorted(ms for _, ms, _ in timed)
+    return [
+        f"torch.optim.AdamW(fused=True) in the same rounds: {times[0]:.2f} to {times[-1]:.2f} ms from heat to heat, "
+        f"{statistics.median(adamw):.1f} GB/s; a streaming copy: {statistics.median(copy):.1f} GB/s"
+    ]
+
+
+def errors(heats: Iterable[Heat]) -> list[str]:
+    """Who is missing, and why."""
+    return [
+        f"{heat.rule}, {way_name((line.library, line.how))}: {line.error}"
+        for heat in heats
+        for line in heat.lines
+        if line.error
+    ]
+
+
+def per_element(heat: Heat, amount: int | None) -> float | None:
+    """Bytes an element."""
+    return None if amount is None else amount / heat.elements
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number, or a dash."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share of a hundred, or a dash."""
+    return NOTHING if value is None else f"{100 * value:.{digits}f} %"
+
+
+def show_mib(amount: int | None) -> str:
+    """Mebibytes."""
+    return NOTHING if amount is None else f"{amount / MIB:.2f}"
+
+
+METHOD = (
+    "A heat is one optimizer on one model in one dtype: our executors and the other libraries' optimizers take one "
+    "step each in every round, in an order that changes, so that whatever else the machine does hits all alike. "
+    "Times are medians; three steps at the start are not counted; what would take more than two seconds sits out some "
+    "of the rounds.",
+    "Bytes are those that the rule must move: parameter, gradient and state, read and written, in as many passes as its "
+    "sums over whole tensors force. Peers are charged the same bytes.",
+    "Light is the time that these bytes take at the bandwidth of torch.optim.AdamW(fused=True), which takes part in "
+    "every heat in float32, as does a streaming copy; the share is of the faster of the two.",
+    "Extra memory is the most that a step has allocated at any one time, from the calls of torch's allocator as its "
+    "profiler records them: all tensors, compiled code's included, and exact.",
+    "Adahessian takes a backward pass in its step, so it is timed and compared, but not held against light or the "
+    "limit of memory.",
+    "Compile times are of fresh processes, the first with an empty cache on disk, the second with what that left; "
+    "loading torch's own compiler comes on top of either.",
+)
