@@ -9,3 +9,5 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+
+from capabilities import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: E402, F401

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from oracles import ORACLES
 from torch import Tensor
 
 import descend
-from oracles import ORACLES
 
 # 0-d, empty, singletons, vectors, matrices (one large enough to be factored), convolutions, one of them large too.
 SHAPES = ((), (0,), (1,), (5,), (1, 1), (1, 7), (6, 4), (20, 18), (4, 3, 3, 3), (18, 17, 2, 2))
@@ -128,7 +128,8 @@ def run(
         for where, state in oracle.state.items():
             for key, value in state.items():
                 if not isinstance(value, (str, bool)) and np.size(value):
-                    largest[*where, key] = max(largest.get((*where, key), 0.0), float(np.abs(value).max()))
+                    place = (*where, key)
+                    largest[place] = max(largest.get(place, 0.0), float(np.abs(value).max()))
         if between is not None:
             optimizer = between(optimizer, step)
     return Run(optimizer, params, start, oracle, still, largest)

@@ -42,6 +42,7 @@ def assert_close(result: Run, limit: float) -> None:
     assert errors[worst] < limit, f"{worst}: {errors[worst]:.1e}"
 
 
+@pytest.mark.capability("fused")
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 def test_float32_matches_the_oracle_and_really_compiles(row: Row) -> None:
     before = fused.kernel.cache_info()
@@ -52,12 +53,14 @@ def test_float32_matches_the_oracle_and_really_compiles(row: Row) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.capability("fused")
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 def test_float64_matches_the_oracle(row: Row) -> None:
     assert_close(run(row.name, row.lr, row.variants[0], fused=True), 1e-10)
 
 
 @pytest.mark.slow
+@pytest.mark.capability("fused")
 @pytest.mark.parametrize("row, options", TEXTS)
 def test_every_text_matches_the_oracle(row: Row, options: dict) -> None:
     assert_close(run(row.name, row.lr, options, dtype=torch.float32, fused=True), row.float32)
@@ -187,6 +190,7 @@ def test_grad_scaler_skips_infinite_steps_only(options: dict) -> None:
     torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.capability("capturable")
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 @pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
 def test_capturable_never_asks_the_host(row: Row, foreach: bool) -> None:

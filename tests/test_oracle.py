@@ -7,7 +7,10 @@ import torch
 from cases import ROWS, Row, variant_id
 from harness import run
 
-EXECUTORS = ({"foreach": False}, {"foreach": True})
+EXECUTORS = (
+    pytest.param({"foreach": False}, id="loop", marks=pytest.mark.capability("loop")),
+    pytest.param({"foreach": True}, id="foreach", marks=pytest.mark.capability("foreach")),
+)
 CASES = [
     pytest.param(row, options, id=f"{row.name}-{variant_id(options)}")
     for row in ROWS
@@ -17,7 +20,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("row, options", CASES)
-@pytest.mark.parametrize("executor", EXECUTORS, ids=("loop", "foreach"))
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_float64_matches_the_oracle(row: Row, options: dict, executor: dict) -> None:
     result = run(row.name, row.lr, options, **executor)
     errors = result.errors()
@@ -27,7 +30,7 @@ def test_float64_matches_the_oracle(row: Row, options: dict, executor: dict) -> 
 
 
 @pytest.mark.parametrize("row, options", CASES)
-@pytest.mark.parametrize("executor", EXECUTORS, ids=("loop", "foreach"))
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_float32_matches_the_oracle(row: Row, options: dict, executor: dict) -> None:
     result = run(row.name, row.lr, options, dtype=torch.float32, **executor)
     errors = result.errors()

@@ -54,6 +54,7 @@ class OverallKnown(Across):
         self.asked = 0
 
     def overall(self, partials: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What an earlier pass found; a pause where none has yet."""
         if self.asked == len(self.totals):
             raise Pause(partials)
         self.asked += 1
@@ -74,6 +75,10 @@ class Known:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the rule uses {name!r}, which is neither an option nor one of its scalars")
+
+    def but(self, **values: Any) -> Known:
+        """The same with some values exchanged; what a rule knows is shared by all parameters and never changed."""
+        return Known({**self.__dict__, **values}, self.across)
 
     def measure(self, value: Tensor) -> None:
         """Take the size and shape of the whole parameter, which means divide by."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
 from descend.engine import executors, options, serial
@@ -143,7 +144,7 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Move every parameter that has a gradient by one step.
@@ -235,8 +236,8 @@ class Optimizer(torch.optim.Optimizer):
             plan = self.__dict__["_kept_plan"] = Plan()
         return plan
 
-    def _run(self, jobs: list[Job]) -> None:
-        executors.run(type(self), jobs, self._plan.memory)
+    def _run(self, jobs: list[Job]) -> executors.Totals:
+        return executors.run(type(self), jobs, self._plan.memory)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -245,7 +246,7 @@ class Optimizer(torch.optim.Optimizer):
 
 
 @functools.cache
-def _signature(kind: type[Optimizer]) -> dict[str, tuple[Any, bool]]:
+def _signature(kind: Any) -> dict[str, tuple[Any, bool]]:
     """The default of each of the constructor's arguments, and whether it may be None."""
     parameters = inspect.signature(kind.__init__).parameters.values()
     return {p.name: (p.default, "None" in str(p.annotation)) for p in parameters if p.default is not p.empty}

@@ -107,10 +107,12 @@ class TensorList:
         return TensorList.each(torch.logical_and, self, other)
 
     def clamp(self, min: Any = None, max: Any = None) -> TensorList:
+        """Both bounds at once."""
         low = self if min is None else self.clamp_min(min)
         return low if max is None else low.clamp_max(max)
 
     def clamp_(self, min: Any = None, max: Any = None) -> TensorList:
+        """Both bounds at once, in place."""
         low = self if min is None else self.clamp_min_(min)
         return low if max is None else low.clamp_max_(max)
 

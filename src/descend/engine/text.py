@@ -16,7 +16,8 @@ class Rule(Protocol):
     """The part of an optimizer class that the text needs."""
 
     @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None: ...
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        """Change the parameter by one step."""
 
 
 def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:

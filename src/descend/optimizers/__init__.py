@@ -25,6 +25,7 @@ from descend.optimizers.prodigy import Prodigy
 from descend.optimizers.projected import SGDP, AdamP
 from descend.optimizers.radam import RAdam
 from descend.optimizers.rmsprop import RMSprop, RMSpropTF
+from descend.optimizers.sam import SAM
 from descend.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from descend.optimizers.sgd import SGD, SGDW, Lars
 from descend.optimizers.stable_adamw import StableAdamW
@@ -33,6 +34,7 @@ __all__ = [
     "ASGD",
     "CAME",
     "MADGRAD",
+    "SAM",
     "SGD",
     "SGDP",
     "SGDW",

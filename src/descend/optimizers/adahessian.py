@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
@@ -55,7 +56,7 @@ class Adahessian(Optimizer):
     """
 
     structural: ClassVar[frozenset[str]] = frozenset(("update_each", "n_samples", "seed"))
-    refused = {"capturable": "its step runs a backward pass", "maximize": "the curvature would change its sign"}
+    refused: ClassVar[Mapping[str, str]] = {"capturable": "its step runs a backward pass", "maximize": "the curvature would change its sign"}
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Adahessian(Optimizer):
         ema_sq(s.exp_hessian_diag_sq, s.hessian, k.weight2)
         return s.exp_avg / ((s.exp_hessian_diag_sq * k.debias2) ** (k.hessian_power / 2)).add_(k.eps)
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Estimate the curvature, then move every parameter that has a gradient by one step."""

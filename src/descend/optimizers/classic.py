@@ -311,7 +311,9 @@ class Rprop(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        return {"gain": 1.0, "step_size": 1.0}
+        (shrink, grow), (least, largest) = h.etas, h.step_sizes
+        grown = {"grow_more": float(grow - 1), "shrink_less": float(1 - shrink)}
+        return {**grown, "least": float(least), "largest": float(largest), "step_size": 1.0}
 
     @staticmethod
     def decay(h: Any) -> Decay:
@@ -329,9 +331,8 @@ class Rprop(Optimizer):
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         agreement = torch.sign(g * s.prev)
-        (shrink, grow), (least, largest) = k.etas, k.step_sizes
-        grown = agreement.clamp_min(0.0) * (grow - 1) + agreement.clamp_max(0.0) * (1 - shrink) + 1
-        s.step_size.mul_(grown).clamp_(least, largest)
+        grown = agreement.clamp_min(0.0) * k.grow_more + agreement.clamp_max(0.0) * k.shrink_less + 1
+        s.step_size.mul_(grown).clamp_(k.least, k.largest)
         kept = g * (agreement.clamp_max(0.0) + 1)
         assign(s.prev, kept)
         return torch.sign(kept) * s.step_size

@@ -126,8 +126,9 @@ class Lookahead(torch.optim.Optimizer):
 
     def state_bytes(self, param: torch.Tensor, group: dict[str, Any] | None = None) -> int:
         """Bytes of state for one parameter: the base optimizer's and the slow weights."""
+        base: Any = self.base_optimizer
         slow = torch.empty((), dtype=state_dtype(param)).element_size() * param.numel()
-        return int(self.base_optimizer.state_bytes(param, group)) + slow  # type: ignore[operator]
+        return int(base.state_bytes(param, group)) + slow
 
     def __getstate__(self) -> dict[str, Any]:
         return {"defaults": self.defaults, "base_optimizer": self.base_optimizer}

@@ -38,12 +38,10 @@ def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tens
     inner, channels = tuple(range(1, k.ndim)), (0,)
     by_channel = k.sums_over((g * p, inner), (g * g, inner), (p * p, inner))
     by_layer = k.sums_over(*((total, channels) for total in by_channel))
-    below = [_cosine(*sums, k.eps) < k.delta / k.count(dims) ** 0.5
-             for sums, dims in ((by_channel, inner), (by_layer, (*channels, *inner)))]  # fmt: skip
-    one = torch.ones_like(by_channel[2])
-    (above,) = k.sums_over((torch.where(below[0], 0.0, one), channels))
+    aligned = _cosine(by_channel, k.eps) >= k.delta / k.count(inner) ** 0.5
+    (above,) = k.sums_over((torch.where(aligned, torch.ones_like(by_channel[2]), 0.0), channels))
     p_sq = torch.where(above == 0, by_channel[2], by_layer[2])
-    projects = (above == 0) | below[1]
+    projects = (above == 0) | (_cosine(by_layer, k.eps) < k.delta / k.count((*channels, *inner)) ** 0.5)
     radial = p * torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
 
     def tangential(x: Tensor) -> Tensor:
@@ -57,7 +55,8 @@ def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tens
     return u, torch.where(projects, torch.ones_like(above) * k.wd_ratio, 1.0)
 
 
-def _cosine(gp: Tensor, g_sq: Tensor, p_sq: Tensor, eps: Any) -> Tensor:
+def _cosine(sums: tuple[Tensor, ...], eps: Any) -> Tensor:
+    gp, g_sq, p_sq = sums
     return torch.abs(gp) / (torch.clamp(torch.sqrt(g_sq), min=eps) * torch.clamp(torch.sqrt(p_sq), min=eps))
 
 

@@ -76,7 +76,8 @@ class SAM(torch.optim.Optimizer):
 
     def __init__(self, base_optimizer: torch.optim.Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
         if not isinstance(base_optimizer, torch.optim.Optimizer):
-            raise TypeError(f"SAM: base_optimizer is a {type(base_optimizer).__name__}, expected a torch.optim.Optimizer")
+            kind = type(base_optimizer).__name__
+            raise TypeError(f"SAM: base_optimizer is a {kind}, expected a torch.optim.Optimizer")
         own = {"sam_rho": rho, "sam_adaptive": adaptive}
         for group in base_optimizer.param_groups:
             _check({**own, **group})
@@ -104,7 +105,7 @@ class SAM(torch.optim.Optimizer):
             self._finish()
             return None
         if self._origins is not None:
-            raise RuntimeError("SAM: step(closure) after first_step(); finish with second_step(), or use step(closure) alone")
+            raise RuntimeError("SAM: step(closure) after first_step(); finish with second_step(), or use it alone")
         with torch.enable_grad():
             loss = closure()
         self.first_step(zero_grad=True)
@@ -128,7 +129,7 @@ class SAM(torch.optim.Optimizer):
             raise RuntimeError("SAM: first_step() twice; take the second backward pass and call second_step()")
         moving = list(self._moving())
         norms = [torch.linalg.vector_norm(g * p.abs() if group["sam_adaptive"] else g) for group, p, g in moving]
-        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])) if norms else torch.zeros(())
+        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms] or [torch.zeros(())]))
         inverse = torch.where(torch.isfinite(norm) & (norm > 0), 1 / norm, 0.0)
         self._origins = {}
         for group, p, g in moving:
@@ -148,7 +149,7 @@ class SAM(torch.optim.Optimizer):
             zero_grad: drop the gradient afterwards.
         """
         if self._origins is None:
-            raise RuntimeError("SAM: second_step() before first_step(); see its documentation for the order of the passes")
+            raise RuntimeError("SAM: second_step() before first_step(), which goes where the gradient is to be taken")
         self.step()
         if zero_grad:
             self.zero_grad()
@@ -169,6 +170,7 @@ class SAM(torch.optim.Optimizer):
             p.copy_(origin)
         self._origins = None
 
+    @torch.no_grad()
     def _finish(self) -> None:
         if self._origins is None and any(bool(g.any()) for _, _, g in self._moving()):
             raise RuntimeError("SAM: step() without first_step() and without a closure; it needs two backward passes")

@@ -77,7 +77,6 @@ class StableAdamW(Optimizer):
         ema(s.exp_avg, g, k.weight1)
         ema_sq(s.exp_avg_sq, g, k.weight2)
         slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)
-        k.step_size = k.step_size / slower
-        k.decay_amount = k.decay_amount / slower
-        k.decay_factor = 1 - k.decay_amount
-        take(p, s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), g, k)
+        amount = k.decay_amount / slower
+        slowed = k.but(step_size=k.step_size / slower, decay_amount=amount, decay_factor=1 - amount)
+        take(p, s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), g, slowed)

@@ -18,21 +18,24 @@ if TYPE_CHECKING:
 Totals = list[tuple[Tensor, ...]]
 
 
-def run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> None:
+def run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> Totals:
     """Carry all jobs over one step, in as many passes as the rule asks for sums over all tensors.
 
     Args:
         rule: the optimizer's class.
         jobs: the parameters to move.
         memory: what executors keep from step to step.
+
+    Returns:
+        The sums over all tensors that the text asked for, a tuple a round.
     """
     try:
-        _run(rule, jobs, memory)
+        return _run(rule, jobs, memory)
     finally:
         count([job for job in jobs if job.done])
 
 
-def _run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> None:
+def _run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> Totals:
     ways: dict[str, list[Job]] = {"loop": [], "foreach": [], "fused": []}
     for job in jobs:
         if job.param.numel() == 0:
@@ -47,7 +50,7 @@ def _run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> 
             *fused.run(rule, _waiting(ways["fused"]), totals, memory),
         ]
         if not partials:
-            return
+            return totals
         totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
 
 

@@ -70,6 +70,9 @@ def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, T
 class Scratch(State):
     """State whose slots are copied when they are first used, so that a text can run without effect."""
 
+    _tensors: Mapping[str, Any]
+    _maths: torch.dtype
+
     def __init__(self, tensors: Mapping[str, Any], maths: torch.dtype) -> None:
         self.__dict__.update(_tensors=tensors, _maths=maths)
 

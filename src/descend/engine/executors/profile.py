@@ -60,7 +60,7 @@ def scalars(job: Job) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def _profile(
-    rule: type[Optimizer],
+    rule: Any,
     flags: tuple[tuple[str, Any], ...],
     scalars: tuple[str, ...],
     slots: tuple[tuple[str, Slot], ...],

@@ -1,0 +1,358 @@
+"""Plant bugs that other libraries have shipped, one by one, and see that the tests catch each of them.
+
+    python tests/plant_bugs.py [WORD ...]       all bugs, or those whose description has one of the words
+
+Each bug is an edit of a copy of the package; the tests that are to catch it run against that copy and stop at the first
+failure. Prints a line a bug and ends with status 1 if one was missed, or if the tests fail without any bug.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CONTRACT, CHECKPOINTS, BAD_INPUT = "test_contract.py", "test_checkpoints.py", "test_bad_input.py"
+TIMM, SENSITIVITY, LOOKAHEAD, ADAHESSIAN = (
+    "test_timm.py",
+    "test_sensitivity.py",
+    "test_lookahead.py",
+    "test_adahessian.py",
+)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A bug as others shipped it.
+
+    Attributes:
+        what: what went wrong.
+        where: who shipped it.
+        file: the file of ours that is edited.
+        right: the text there that is replaced.
+        wrong: what it is replaced by.
+        tests: the test file that is to notice.
+        select: which of its tests, as for ``pytest -k``.
+    """
+
+    what: str
+    where: str
+    file: str
+    right: str
+    wrong: str
+    tests: str
+    select: str
+
+
+def bugs() -> Iterator[Bug]:
+    yield from in_terms()
+    yield from in_rules()
+    yield from in_the_engine()
+    yield from in_checkpoints()
+
+
+def in_terms() -> Iterator[Bug]:
+    kozistr, timm = "pytorch_optimizer", "timm"
+    yield Bug(
+        "the average is not moved in place, so it stays 0", f"{kozistr} AdaNorm, 13 classes", "terms.py",
+        "return average.lerp_(x, weight)", "return average.lerp(x, weight)", TIMM, "trajectories and Lion",
+    )  # fmt: skip
+    yield Bug(
+        "the buffer is zeroed at every step", f"{kozistr} SignSGD", "terms.py",
+        "add_scaled(buffer.mul_(factor), x, gain)", "add_scaled(buffer.zero_(), x, gain)", TIMM, "trajectories and SGDW",
+    )  # fmt: skip
+    yield Bug(
+        "the update clip is upside down", f"{kozistr} AdaFactor, {timm} AdafactorBigVision", "terms.py",
+        "torch.clamp(size / limit, min=1.0)", "torch.clamp(size / limit, max=1.0)", TIMM, "trajectories and Adafactor/",
+    )  # fmt: skip
+    yield Bug(
+        "the Rademacher probe is always -1", f"{kozistr} AdaHessian", "randomness.py",
+        "return (bits * 2 - 1)", "return (bits * 0 - 1)", ADAHESSIAN, "probes or estimate",
+    )  # fmt: skip
+    yield Bug(
+        "the denominator's root is left out of the bias correction", f"{kozistr} AdaBelief foreach", "terms.py",
+        "return scale(denominator, debias).add_(eps)", "return denominator.add_(eps)", TIMM, "trajectories and AdaBelief",
+    )  # fmt: skip
+    yield Bug(
+        "rectification starts from a gain of 1", "RAdam's published code", "terms.py",
+        "rho_inf = 2 / (1 - beta2) - 1", "rho_inf = 2 / (1 - beta2)", TIMM, "trajectories and RAdam",
+    )  # fmt: skip
+
+
+def in_rules() -> Iterator[Bug]:
+    kozistr, timm = "pytorch_optimizer", "timm"
+    yield Bug(
+        "the momentum buffer starts as the parameter", f"{kozistr} SGDW", "optimizers/sgd.py",
+        'return {"momentum_buffer": signed()}', 'return {"momentum_buffer": Slot(start="parameter")}',
+        TIMM, "trajectories and SGDW",
+    )  # fmt: skip
+    yield Bug(
+        "foreach forgets nesterov", f"{kozistr} SGDW", "optimizers/sgd.py",
+        "if k.nesterov else s.momentum_buffer", "if k.nesterov and isinstance(g, Tensor) else s.momentum_buffer",
+        TIMM, "trajectories and SGDW",
+    )  # fmt: skip
+    yield Bug(
+        "the buffer starts with the gradient before trust", f"{kozistr} LARS", "optimizers/sgd.py",
+        "ratio = torch.where((p_norm > 0) & (g_norm > 0), ratio, 1.0)",
+        "ratio = torch.where((p_norm > 0) & (g_norm > 0) & torch.tensor(k.t > 1), ratio, 1.0)",
+        TIMM, "trajectories and Lars",
+    )  # fmt: skip
+    yield Bug(
+        "LAMB's clip amplifies", f"{kozistr} LAMB", "optimizers/lamb.py",
+        "g = g / clip_ratio(", "g = g * clip_ratio(", TIMM, "trajectories and Lamb",
+    )  # fmt: skip
+    yield Bug(
+        "LAMB's clip writes to p.grad", f"{timm} Lamb until 1.0.28", "optimizers/lamb.py",
+        "g = g / clip_ratio(k.overall_norm(g), k.max_grad_norm)",
+        "g = g.div_(clip_ratio(k.overall_norm(g), k.max_grad_norm))", CONTRACT, "never_written and Lamb",
+    )  # fmt: skip
+    yield Bug(
+        "nesterov's look ahead is not normalised", f"{kozistr} AdamP", "optimizers/projected.py",
+        "blend(s.exp_avg, g, k.weight1) if k.nesterov", "s.exp_avg * k.beta1 + g if k.nesterov",
+        TIMM, "trajectories and AdamP",
+    )  # fmt: skip
+    yield Bug(
+        "the last gradient is an alias of this one", f"{kozistr} and {timm} MARS", "optimizers/mars.py",
+        "plus(g, g - s.last_grad, k.change)", "plus(g, g - g, k.change)", TIMM, "trajectories and Mars",
+    )  # fmt: skip
+    yield Bug(
+        "centring edits the state in place", f"{kozistr} LaProp", "optimizers/rmsprop.py",
+        "return s.square_avg - s.grad_avg * s.grad_avg", "return s.square_avg.sub_(s.grad_avg * s.grad_avg)",
+        TIMM, "trajectories and RMSpropTF",
+    )  # fmt: skip
+    yield Bug(
+        "a centred variance below 0 gives NaN", f"{timm} RMSpropTF", "optimizers/rmsprop.py",
+        "avg = avg.clamp_min(0.0)", "avg = avg", CONTRACT, "variance_of_nothing",
+    )  # fmt: skip
+    yield Bug(
+        "the root of the columns is taken in their state", f"{kozistr} AdaFactor foreach", "optimizers/adafactor.py",
+        "* torch.rsqrt(cols)", "* cols.rsqrt_()", TIMM, "trajectories and Adafactor/",
+    )  # fmt: skip
+    yield Bug(
+        "the row factor loses its mean", f"{timm} AdafactorBigVision until 1.0.28", "optimizers/adafactor.py",
+        "torch.rsqrt(rows / mean_of_rows)", "torch.rsqrt(rows)", TIMM, "trajectories and Adafactor/",
+    )  # fmt: skip
+    yield Bug(
+        "lr=0 counts as no lr", f"{timm} Adafactor until 1.0.28", "optimizers/adafactor.py",
+        "if rate is None:", "if not rate:", CONTRACT, "at_lr_zero and Adafactor",
+    )  # fmt: skip
+    yield Bug(
+        "a step of 1 once the scheduler reaches lr 0", f"{timm} LaProp until 1.0.28", "optimizers/laprop.py",
+        "h.lr / choose(moving, c.exp_avg_lr_1, 1.0), 0.0)", "h.lr / choose(moving, c.exp_avg_lr_1, 1.0), 1.0)",
+        CONTRACT, "at_lr_zero and LaProp",
+    )  # fmt: skip
+    yield Bug(
+        "foreach drops AdaBelief's bias correction", f"{kozistr} AdaBelief", "optimizers/adabelief.py",
+        "root(var, k.debias2, k.eps)", "root(var, k.debias2 if isinstance(g, Tensor) else 1.0, k.eps)",
+        TIMM, "trajectories and AdaBelief",
+    )  # fmt: skip
+    yield Bug(
+        "decay that is not decoupled is none at all", f"{kozistr} RAdam, AdamP, Prodigy", "optimizers/radam.py",
+        'if h.decoupled_weight_decay else "coupled"', 'if h.decoupled_weight_decay else "none"', TIMM, "radam",
+    )  # fmt: skip
+    yield Bug(
+        "the update clip looks at a stale second moment", f"{kozistr} StableAdamW foreach", "optimizers/adam.py",
+        "clip_ratio(k.rms(g / denom)", "clip_ratio(k.rms(g / denom.detach().clone().zero_().add_(1))",
+        TIMM, "trajectories and AdamW and clipping",
+    )  # fmt: skip
+    yield Bug(
+        "momentum=1 divides by zero", f"{timm} SGDP", "optimizers/projected.py",
+        "if h.momentum == 1:", "if h.momentum == 3:", BAD_INPUT, "momentum_of_one",
+    )  # fmt: skip
+    yield Bug(
+        "amsgrad keeps no maximum", "several", "terms.py",
+        "maximum.copy_(torch.maximum(maximum, x))", "maximum.copy_(x)", TIMM, "trajectories and amsgrad",
+    )  # fmt: skip
+    yield Bug(
+        "closures run without gradients", f"{timm} Adahessian until 1.0.28", "optimizers/adahessian.py",
+        "with torch.enable_grad():\n                loss = closure()", "with torch.no_grad():\n                loss = closure()",
+        CONTRACT, "closure_runs and Adahessian",
+    )  # fmt: skip
+
+
+def in_the_engine() -> Iterator[Bug]:
+    kozistr, timm = "pytorch_optimizer", "timm"
+    yield Bug(
+        "the step writes lr times the buffer into the buffer", f"{kozistr} CAME on vectors", "engine/text.py",
+        "    add_scaled(p, d, -k.step_size)", "    p.sub_(d.mul_(k.step_size))", TIMM, "trajectories and SGDW",
+    )  # fmt: skip
+    yield Bug(
+        "steps count by two", f"{kozistr} Prodigy", "engine/job.py",
+        'torch._foreach_add_([job.state["step"] for job in jobs], 1)',
+        'torch._foreach_add_([job.state["step"] for job in jobs], 2)', CONTRACT, "step_counts",
+    )  # fmt: skip
+    yield Bug(
+        "weight decay is accepted and never applied", f"{kozistr} SignSGD", "engine/text.py",
+        'if k.decay == "coupled":', "if False:", TIMM, "factory_names and sgd",
+    )  # fmt: skip
+    yield Bug(
+        "maximize negates p.grad", f"{kozistr}, 81 files", "engine/text.py",
+        "g = -g", "g = g.neg_()", CONTRACT, "never_written and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "coupled decay is added into p.grad", f"{timm} AdaBelief, MADGRAD until 1.0.28", "engine/text.py",
+        "g = plus(g, p, k.weight_decay)", "g = g.add_(p * k.weight_decay)", CONTRACT, "never_written and Adam",
+    )  # fmt: skip
+    yield Bug(
+        "foreach decays once more", f"{timm} SGDW until 1.0.28", "engine/text.py",
+        "        scale(p, k.decay_factor)",
+        "        scale(scale(p, k.decay_factor), 1.0 if isinstance(p, Tensor) else k.decay_factor)",
+        TIMM, "trajectories and SGDW",
+    )  # fmt: skip
+    yield Bug(
+        "a group's own options are ignored", f"{kozistr}, options on self", "engine/resolved.py",
+        "value = group.get(name)", "value = optimizer.defaults.get(name)", TIMM, "trajectories and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "one step counter for the whole group", f"{kozistr}, 117 places; {timm} Lamb, Adan", "engine/plan.py",
+        'r.at(state["step"].item() + 1, before, job.traits)',
+        'r.at(max(s["step"].item() for s in r.steps) + 1, before, job.traits)', CONTRACT, "late_first and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "scalars of the first group serve all", f"{timm} RAdam until 1.0.28", "engine/resolved.py",
+        "self._made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}",
+        'self._made: Any = optimizer.__dict__.setdefault("_buffer", {})', TIMM, "trajectories and RAdam",
+    )  # fmt: skip
+    yield Bug(
+        "foreach takes the first parameter's step for all", f"{timm} Adopt until 1.0.28", "engine/executors/foreach.py",
+        "key = (id(job.known), ", "key = (0, ", CONTRACT, "late_first and Adopt",
+    )  # fmt: skip
+    yield Bug(
+        "the decay's reference follows a tensor lr", f"{timm}, corrected decay until 1.0.28", "engine/optimizer.py",
+        'float(self.defaults["lr"])\n        super', 'self.defaults["lr"]\n        super', CONTRACT, "tensor and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "complex parameters are not taken as pairs", f"{timm} AdamWLegacy until 1.0.28", "engine/job.py",
+        "return torch.view_as_real(x) if x.is_complex() else x", "return x", CONTRACT, "complex and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "gradients in another layout are read in the wrong order", "raw-pointer kernels", "engine/job.py",
+        "if g.stride() != p.stride():", "if g.shape != p.shape:", CONTRACT, "memory_layouts and SGD",
+    )  # fmt: skip
+    yield Bug(
+        "bfloat16 parameters are moved in a copy", "mixed-precision code", "engine/executors/foreach.py",
+        "    _store(params, p)", "    pass", CONTRACT, "bfloat16 and SGD",
+    )  # fmt: skip
+    yield Bug(
+        "a closure is called twice", "several", "engine/optimizer.py",
+        "                loss = closure()", "                closure()\n                loss = closure()",
+        CONTRACT, "closure_runs and SGD",
+    )  # fmt: skip
+    yield Bug(
+        "a misspelt option is accepted", f"{kozistr}, all 122 classes", "engine/options.py",
+        "        if name not in known:", "        if not name:", BAD_INPUT, "unknown_options and Adam",
+    )  # fmt: skip
+    yield Bug(
+        "betas of 1 are accepted", f"{timm} AdamP, RAdam", "engine/options.py",
+        "not 0.0 <= beta < 1.0", "not 0.0 <= beta < 9.0", BAD_INPUT, "bad_values and AdamP",
+    )  # fmt: skip
+    yield Bug(
+        "one operation a tensor in foreach", f"{timm}, trust ratios", "engine/tensorlist.py",
+        "        return TensorList(torch._foreach_mul(self.tensors, _operand(other)))",
+        "        return TensorList.each(torch.mul, self, other)", CONTRACT, "dispatches and NAdamW",
+    )  # fmt: skip
+    yield Bug(
+        "the loop holds a temporary of the whole parameter", "every loop over parameters", "engine/executors/loop.py",
+        "p.numel() > CHUNK", "p.numel() > (CHUNK << 20)", CONTRACT, "few_pieces and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "an option is accepted and does nothing", f"{kozistr}, use_palm and others", "engine/text.py",
+        "    if k.grams:", "    if False:", SENSITIVITY, "common and AdamW",
+    )  # fmt: skip
+
+
+def in_checkpoints() -> Iterator[Bug]:
+    kozistr, timm = "pytorch_optimizer", "timm"
+    yield Bug(
+        "float32 state of bfloat16 parameters is rounded at load", f"{timm} until 1.0.28, torch", "engine/serial.py",
+        "fresh.copy_(value.reshape(fresh.shape))", "fresh.copy_(value.reshape(fresh.shape).to(p.dtype))",
+        CHECKPOINTS, "rounded and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "the curvature is not in the checkpoint", f"{timm} Adahessian", "engine/serial.py",
+        "    for name, value in entry.items():\n        scalar",
+        '    for name, value in entry.items():\n        if name == "hessian":\n            continue\n        scalar',
+        CHECKPOINTS, "resumed and Adahessian and update_each",
+    )  # fmt: skip
+    yield Bug(
+        "names are saved and ignored at load", "torch", "engine/serial.py",
+        '    named = all("param_names" in group for group in (*optimizer.param_groups, *saved))', "    named = False",
+        CHECKPOINTS, "named and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "slow weights are lost at load", f"{kozistr} Lookahead", "engine/serial.py",
+        "        elif name in optimizer.extra_state:\n", "        elif name in optimizer.extra_state:\n            continue\n",
+        LOOKAHEAD, "goes_on_exactly and state_dict",
+    )  # fmt: skip
+    yield Bug(
+        "a copy loses its base optimizer", f"{timm} Lookahead", "optimizers/lookahead.py",
+        '"base_optimizer": self.base_optimizer}', "}", LOOKAHEAD, "goes_on_exactly and deepcopy",
+    )  # fmt: skip
+    yield Bug(
+        "a checkpoint of the base optimizer alone is a KeyError", f"{timm} Lookahead", "optimizers/lookahead.py",
+        "                group.setdefault(name, self.defaults[name])", "                pass",
+        LOOKAHEAD, "base_optimizer_alone",
+    )  # fmt: skip
+    yield Bug(
+        "a copy loses options that are attributes", f"{kozistr}, 117 classes", "engine/optimizer.py",
+        "            for name, default in self.defaults.items():\n                group.setdefault(name, default)",
+        "            pass", CHECKPOINTS, "older_checkpoint",
+    )  # fmt: skip
+
+
+def plant(bug: Bug, copy: Path) -> None:
+    path = copy / "src" / "descend" / bug.file
+    text = path.read_text()
+    if bug.right not in text:
+        raise SystemExit(f"{bug.file} no longer has the text of the bug {bug.what!r}: {bug.right!r}")
+    path.write_text(text.replace(bug.right, bug.wrong))
+
+
+def pytest(copy: Path, tests: str, select: str) -> str | None:
+    """The first test that fails, None if none does."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-x", "-q", "-k", select]
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [*command, f"tests/{tests}"], cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
+    if result.returncode == 0:
+        return None
+    if result.returncode != 1:
+        raise SystemExit(f"pytest -k {select!r} {tests} could not run:\n{result.stdout[-3000:]}{result.stderr[-1000:]}")
+    failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
+    return failed[-1].split(" - ")[0].removeprefix(f"FAILED tests/{tests}::")
+
+
+def main(words: list[str]) -> int:
+    chosen = [bug for bug in bugs() if not words or any(word in f"{bug.what} {bug.where}" for word in words)]
+    missed, start = 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        for name in dict.fromkeys(bug.tests for bug in chosen):
+            shutil.copytree(ROOT / "src", copy / "src", dirs_exist_ok=True)
+            select = " or ".join(f"({bug.select})" for bug in chosen if bug.tests == name)
+            if (failed := pytest(copy, name, select)) is not None:
+                raise SystemExit(f"{name}: {failed} fails without any bug")
+        for number, bug in enumerate(chosen, 1):
+            shutil.rmtree(copy / "src")
+            shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+            plant(bug, copy)
+            caught = pytest(copy, bug.tests, bug.select)
+            missed += caught is None
+            print(f"{number:3} {'caught' if caught else 'MISSED'}  {bug.what} ({bug.where})", flush=True)
+            print(f"           {caught or f'{bug.tests} -k {bug.select!r}'}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} bugs caught in {time.monotonic() - start:.0f} s")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
