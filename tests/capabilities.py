@@ -1,8 +1,9 @@
 """Which test stands for which cell of the README's table, and a record of how these tests went.
 
 A test marked ``capability("loop")`` stands for that capability of the optimizer whose row it is parametrised with;
-``capability("loop", optimizer="Lookahead")`` names it. ``pytest -m capability --record-capabilities FILE`` writes the
-record, and ``tools/table.py`` makes the tables of it.
+``capability("loop", optimizer="Lookahead")`` names it. ``pytest -m capability --record-capabilities=FILE`` writes the
+record, and ``tools/table.py`` makes the tables of it. (With the equals sign: pytest learns the option from conftest.py,
+and takes a word that follows it for a test file until then.)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases import DECAY, Row
+from rows import DECAY, Row
 
 ROWS = (
     Row("AdafactorBigVision", float32=1e-3, variants=(
@@ -37,8 +37,8 @@ ROWS = (
         {"weight_lr_power": 0.0}, {"warmup_steps": 10, "weight_lr_power": 1.0, "r": 0.5}, {"maximize": True},
     )),
     Row("ScheduleFreeRAdam", lr=0.5, variants=(
-        {}, {"betas": (0.5, 0.9)}, {"eps": 0.1}, {"weight_decay": DECAY}, {"r": 1.0}, {"weight_lr_power": 0.0},
-        {"silent_sgd_phase": False},
+        {"silent_sgd_phase": False}, {}, {"betas": (0.5, 0.9)}, {"eps": 0.1}, {"weight_decay": DECAY}, {"r": 1.0},
+        {"weight_lr_power": 0.0},
     )),
     Row("ScheduleFreeSGD", variants=(
         {}, {"momentum": 0.5}, {"weight_decay": DECAY}, {"warmup_steps": 10}, {"r": 1.0},
@@ -49,5 +49,9 @@ ROWS = (
         {"d0": 1e-2, "weight_decay": DECAY}, {"d0": 1e-2, "weight_decay": DECAY, "decouple": False},
         {"d0": 1e-2, "use_bias_correction": True}, {"d0": 1e-2, "safeguard_warmup": True}, {"d0": 1e-3},
         {"d0": 1e-2, "d_coef": 2.0}, {"d0": 1e-3, "growth_rate": 1.05}, {"d0": 1e-2, "slice_p": 3},
+    )),
+    Row("Scion", float32=6e-2, variants=(
+        {}, {"momentum": 0.1}, {"scale": 3.0}, {"unconstrained": True}, {"norm": "BiasRMS"}, {"ns_steps": 2},
+        {"ns_coefficients": "polar_express"}, {"eps": 0.1, "momentum": 0.5}, {"norm": "BiasRMS", "eps": 0.1},
     )),
 )  # fmt: skip

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cases import DECAY, Row
 from oracles import ORACLES
 from oracles.base import Array, Gradients
+from rows import DECAY, Row
 
 from descend.randomness import normal
 

@@ -16,6 +16,7 @@ import descend
 # 0-d, empty, singletons, vectors, matrices (one large enough to be factored), convolutions, one of them large too.
 SHAPES = ((), (0,), (1,), (5,), (1, 1), (1, 7), (6, 4), (20, 18), (4, 3, 3, 3), (18, 17, 2, 2))
 STEPS = 50
+ONE_LR = {"Prodigy"}  # its distance is measured with one lr, which the paper's algorithm has for all groups
 LATE = 3  # this parameter of the second group gets its first gradient late
 
 
@@ -102,7 +103,7 @@ def run(
     start = [[np.asarray(torch.tensor(p).to(dtype).double()) for p in group] for group in start]
     options = {"lr": lr, **options}
     still = options.pop("still", False)
-    half = {} if options["lr"] is None else {"lr": options["lr"] / 2}
+    half = {} if options["lr"] is None or name in ONE_LR else {"lr": options["lr"] / 2}
     params = [[torch.nn.Parameter(torch.tensor(p, dtype=dtype)) for p in group] for group in start]
     optimizer = getattr(descend, name)(
         [{"params": params[0]}, {"params": params[1], **half}], **options, **engine
@@ -111,9 +112,10 @@ def run(
     rng = np.random.default_rng(3)
     largest: dict[tuple[int, int, str], float] = {}
     for step in range(steps):
-        if step == 20 and half:
-            optimizer.param_groups[0]["lr"] *= 0.5
-            oracle.groups[0]["lr"] *= 0.5
+        if step == 20 and options["lr"] is not None:
+            for group in range(2 if name in ONE_LR else 1):
+                optimizer.param_groups[group]["lr"] *= 0.5
+                oracle.groups[group]["lr"] *= 0.5
         grads: list[list[np.ndarray | None]] = [[], []]
         for i in range(2):
             for j, p in enumerate(start[i]):

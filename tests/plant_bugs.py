@@ -145,8 +145,7 @@ def in_rules() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "a step of 1 once the scheduler reaches lr 0", f"{timm} LaProp until 1.0.28", "optimizers/laprop.py",
-        "h.lr / choose(moving, c.exp_avg_lr_1, 1.0), 0.0)", "h.lr / choose(moving, c.exp_avg_lr_1, 1.0), 1.0)",
-        CONTRACT, "at_lr_zero and LaProp",
+        "choose(moving, h.lr / ", "choose(moving, (h.lr or 1.0) / ", CONTRACT, "once_lr_is_zero and LaProp",
     )  # fmt: skip
     yield Bug(
         "foreach drops AdaBelief's bias correction", f"{kozistr} AdaBelief", "optimizers/adabelief.py",
@@ -234,7 +233,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "gradients in another layout are read in the wrong order", "raw-pointer kernels", "engine/job.py",
-        "if g.stride() != p.stride():", "if g.shape != p.shape:", CONTRACT, "memory_layouts and SGD",
+        "if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride():", "if g.shape != p.shape:", CONTRACT, "memory_layouts and SGD",
     )  # fmt: skip
     yield Bug(
         "bfloat16 parameters are moved in a copy", "mixed-precision code", "engine/executors/foreach.py",
@@ -301,9 +300,9 @@ def in_checkpoints() -> Iterator[Bug]:
         LOOKAHEAD, "base_optimizer_alone",
     )  # fmt: skip
     yield Bug(
-        "a copy loses options that are attributes", f"{kozistr}, 117 classes", "engine/optimizer.py",
+        "an older pickle loses options that are new", f"{kozistr}, options on self in 117 classes", "engine/optimizer.py",
         "            for name, default in self.defaults.items():\n                group.setdefault(name, default)",
-        "            pass", CHECKPOINTS, "older_checkpoint",
+        "            pass", CHECKPOINTS, "older_pickle",
     )  # fmt: skip
 
 

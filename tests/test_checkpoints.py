@@ -146,6 +146,18 @@ def test_options_that_an_older_checkpoint_lacks_keep_their_defaults(row: Row) ->
     assert_goes_on_alike(optimizer, twin, 2)
 
 
+@every_row
+def test_options_that_an_older_pickle_lacks_keep_their_defaults(row: Row) -> None:
+    optimizer = small.busy(row, small.parameters())
+    small.take_steps(optimizer, 2)
+    pickled = pickle.loads(pickle.dumps(optimizer.__getstate__()))
+    for name in ("caution", "maximize", "foreach"):
+        del pickled["param_groups"][0][name]
+    twin = type(optimizer).__new__(type(optimizer))
+    twin.__setstate__(pickled)
+    assert_goes_on_alike(optimizer, twin, 2)
+
+
 def named(order: tuple[int, ...], split: int, lrs: tuple[float, float], value: list[Tensor]) -> list[dict[str, Any]]:
     """Two groups of named copies of these values, in this order."""
     pairs = [(f"layer{i}", nn.Parameter(value[i].clone())) for i in order]

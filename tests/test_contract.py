@@ -155,9 +155,30 @@ def test_at_lr_zero_nothing_moves(row: Row, executor: str) -> None:
     assert small.same(small.values(optimizer), before)
 
 
+@every_row
+def test_once_lr_is_zero_nothing_moves_any_more(row: Row) -> None:
+    if row.name in MOVES_ON_AT_LR_ZERO:
+        pytest.skip(MOVES_ON_AT_LR_ZERO[row.name])
+    optimizer = small.busy(row, small.parameters())
+    small.take_steps(optimizer, 3)
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = small.values(optimizer)
+    small.take_steps(optimizer, 2, 3)
+    assert small.same(small.values(optimizer), before)
+
+
 MOVES_AT_LR_ZERO = {
     "MADGRAD": "adds eps to lr, as in its paper",
     "Rprop": "lr is where its step sizes start, step_sizes[0] the least of them",
+}
+MOVES_ON_AT_LR_ZERO = {
+    **MOVES_AT_LR_ZERO,
+    "Adafactor": "lr is inside the average",
+    "ASGD": "its rate follows lr one step later, as in torch",
+    "RMSpropTF": "lr is inside the momentum",
+    "ScheduleFreeAdamW": "its average moves on",
+    "ScheduleFreeRAdam": "its average moves on",
+    "ScheduleFreeSGD": "its average moves on",
 }
 
 
@@ -364,7 +385,14 @@ def test_a_late_first_gradient_starts_from_its_own_first_step(row: Row, executor
             apart.step()
     assert together.state[late]["step"] == 2
     assert together.state[others[0]]["step"] == 5
-    assert small.distance([late], lonely, small.parameters(shapes=shapes)[:1]) < 1e-12
+    start = small.parameters(shapes=shapes)
+    assert small.distance([late], lonely, start[:1]) < 1e-12
+    if not small.is_curved(together):
+        before = small.busy(row, small.parameters(shapes=shapes)[1:], **options)
+        for step in range(5):
+            small.set_gradients(small.parameters_of(before), step, places=(1, 2, 3))
+            before.step()
+        assert small.distance(others, small.values(before), start[1:]) < 1e-12
 
 
 @every_row

@@ -197,13 +197,16 @@ def test_state_dict_holds_the_slow_weights_under_timms_name() -> None:
     assert (group["lookahead_alpha"], group["lookahead_k"], group["lookahead_step"]) == (0.3, 3, 3)
 
 
-def test_loads_a_checkpoint_of_the_base_optimizer_alone() -> None:
-    base = small.busy(ADAMW, small.parameters())
+@pytest.mark.parametrize("kind", (descend.AdamW, torch.optim.AdamW), ids=("ours", "torch's"))
+def test_loads_a_checkpoint_of_the_base_optimizer_alone(kind: type[torch.optim.Optimizer]) -> None:
+    base = kind(small.parameters())
     small.take_steps(base, 2)
-    optimizer = around()
+    optimizer = Lookahead(kind(small.parameters()), k=3)
     optimizer.load_state_dict(base.state_dict())
-    small.take_steps(optimizer, 2, 2)
-    assert optimizer.state[small.parameters_of(optimizer)[0]]["step"] == 4
+    small.take_steps(optimizer, 3, 2)
+    p = small.parameters_of(optimizer)[0]
+    assert optimizer.state[p]["step"] == 5
+    assert torch.equal(optimizer.state[p][SLOW], p)
 
 
 def test_a_checkpoint_of_another_optimizer_changes_nothing() -> None:

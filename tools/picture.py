@@ -31,15 +31,15 @@ def main(folder: Path, target: Path) -> None:
     for colour, (name, entry) in zip(COLOURS, race.entries.items(), strict=False):
         columns = list(zip(*(run.curve for run in entry.runs), strict=True))
         steps = [column[0].step for column in columns]
-        values = [[100 * (1 - p.metric) if task.higher_is_better else p.metric for p in column] for column in columns]
-        middle = [statistics.median(column) for column in values]
-        axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.12, linewidth=0)
+        middle = [statistics.median(p.metric for p in column) for column in columns]
+        if task.higher_is_better:
+            middle = [100 * (1 - metric) for metric in middle]
         axes.plot(steps, middle, color=colour, linewidth=1.6)
-        ends.append((middle[-1], f"{name}  {middle[-1]:.3g}", colour))
+        ends.append((middle[-1], f"{middle[-1]:.3g}  {name}", colour))
     axes.set_yscale("log")
     for place, (_, label, colour) in enumerate(sorted(ends, reverse=True)):
         axes.annotate(label, (1.01, 0.95 - 0.09 * place), xycoords="axes fraction", color=colour, fontsize=9)
-    axes.set_xlabel(f"step; {task.title}, median and range of {race.settings.seeds} seeds", color=INK, fontsize=9)
+    axes.set_xlabel(f"step; {task.title}, median of {race.settings.seeds} seeds", color=INK, fontsize=9)
     axes.set_ylabel("validation error, %" if task.higher_is_better else "validation loss", color=INK, fontsize=9)
     axes.tick_params(which="both", color=INK, labelcolor=INK, labelsize=8)
     axes.yaxis.set_major_formatter("{x:g}")

@@ -2,7 +2,7 @@
 
 Usage: python tools/table.py docs/capabilities.json
 
-The file is what ``pytest -m capability --record-capabilities FILE`` wrote: every mark is made of tests that passed.
+The file is what ``pytest -m capability --record-capabilities=FILE`` wrote: every mark is made of tests that passed.
 """
 
 from __future__ import annotations

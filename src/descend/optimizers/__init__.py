@@ -27,6 +27,7 @@ from descend.optimizers.radam import RAdam
 from descend.optimizers.rmsprop import RMSprop, RMSpropTF
 from descend.optimizers.sam import SAM
 from descend.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
+from descend.optimizers.scion import Scion
 from descend.optimizers.sgd import SGD, SGDW, Lars
 from descend.optimizers.stable_adamw import StableAdamW
 
@@ -73,6 +74,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
+    "Scion",
     "StableAdamW",
     "TorchAdafactor",
 ]

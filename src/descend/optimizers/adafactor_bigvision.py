@@ -103,7 +103,11 @@ class AdafactorBigVision(Optimizer):
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         dims = AdafactorBigVision.traits(h, p)["factored"]
         slots = factored_slots(dims, row="exp_avg_sq_r", col="exp_avg_sq_c", keepdim=True)
-        return slots if h.momentum is None else {"exp_avg": Slot("signed", dtype=_dtype(h.momentum_dtype)), **slots}
+        if h.momentum is None:
+            return slots
+        if p.is_complex():
+            raise ValueError(f"momentum_dtype={h.momentum_dtype!r} cannot hold a complex parameter, expected momentum=None")
+        return {"exp_avg": Slot("signed", dtype=_dtype(h.momentum_dtype)), **slots}
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:

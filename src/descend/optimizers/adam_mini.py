@@ -12,8 +12,8 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
-from descend.optimizers.adam import bias_correction
-from descend.terms import ema, ema_sq, root
+from descend.optimizers.adam import bias_correction, moments
+from descend.terms import ema, root
 
 
 class AdamMini(Optimizer):
@@ -102,10 +102,11 @@ class AdamMini(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        ema(s.exp_avg, g, k.weight1)
         if k.block == "element":
-            v = ema_sq(s.exp_avg_sq, g, k.weight2)
-        elif k.block == "tensor":
+            moments(g, s, k)
+            return s.exp_avg / root(s.exp_avg_sq, k.debias2, k.eps)
+        ema(s.exp_avg, g, k.weight1)
+        if k.block == "tensor":
             v = ema(s.exp_avg_sq, k.mean(g * g), k.weight2)
         elif k.block == "row":
             v = ema(s.exp_avg_sq, k.means_over((g * g, _inner(g)))[0], k.weight2)

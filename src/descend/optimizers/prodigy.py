@@ -18,7 +18,7 @@ from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import take
-from descend.terms import accumulate, add_product, assign, choose, either, least, most, root
+from descend.terms import accumulate, add_product, assign, choose, either, least, most
 
 
 class Prodigy(Optimizer):
@@ -148,7 +148,7 @@ class Prodigy(Optimizer):
         accumulate(s.exp_avg, k.beta1, g, k.weight1)
         add_product(s.exp_avg_sq.mul_(k.beta2), g, g, k.weight2)
         d = _estimate(k, k.memory, pairing, size)["d"]
-        take(p, s.exp_avg / root(s.exp_avg_sq, 1.0, d * k.eps), g, k)
+        take(p, s.exp_avg / (torch.sqrt(s.exp_avg_sq) + d * k.eps), g, k)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with the estimate of the others."""

@@ -13,7 +13,8 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import take
-from descend.terms import clip_ratio, ema, ema_sq, root
+from descend.optimizers.adam import moments
+from descend.terms import clip_ratio, root
 
 
 class StableAdamW(Optimizer):
@@ -74,8 +75,7 @@ class StableAdamW(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        ema(s.exp_avg, g, k.weight1)
-        ema_sq(s.exp_avg_sq, g, k.weight2)
+        moments(g, s, k)
         slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)
         amount = k.decay_amount / slower
         slowed = k.but(step_size=k.step_size / slower, decay_amount=amount, decay_factor=1 - amount)
