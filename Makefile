@@ -19,15 +19,25 @@ race: $(VENV)/.lab  ## set up, race eight optimizers on digits, write runs/race/
 	$(VENV)/bin/descend race
 
 test: $(VENV)/.dev  ## set up, run all tests
-	$(RUN) pytest
+	$(RUN) pytest -n 2
 
 check: $(VENV)/.dev  ## lint and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-bench: $(VENV)/.dev  ## the whole table against every peer
-	$(VENV)/bin/descend bench --peers
+BENCH := .venv-bench
+
+$(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt torch numpy
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[lab]" --requirement benchmarks/peers.txt
+	$(BENCH)/bin/pip install --quiet --no-deps timm==1.0.31
+	touch $@
+
+bench: $(BENCH)/.ready  ## every number beside every peer, in an environment of its own
+	mkdir -p runs
+	$(BENCH)/bin/descend bench --all --json runs/bench.json --html runs/bench.html
 
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) $(BENCH) build dist runs

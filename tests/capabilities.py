@@ -25,17 +25,18 @@ import descend
 
 ROOT = Path(__file__).parents[1]
 NEITHER = "neither timm 1.0.31 nor torch 2.13 has it"
+# Classes of timm's and of torch's under the names that they have here.
+RENAMED = {"AdamWLegacy": "AdamW", "NAdamLegacy": "Nadam", "RAdamLegacy": "RAdam"}
 WRAPS = "it wraps another optimizer, whose cell holds"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its title, what a mark means, the capabilities in it, and why a cell may be empty."""
+    """A column of the table: its title, what a mark means, and the capabilities in it, each with its mark."""
 
     title: str
     shows: str
     marks: dict[str, str]
-    otherwise: str = ""
 
 
 def _ticked(name: str, title: str, shows: str) -> Column:
@@ -59,7 +60,6 @@ COLUMNS = (
         "same as",
         "parameters follow trajectories of timm 1.0.31 or of torch's own optimizer with the same options",
         {"timm": "timm", "torch": "torch"},
-        NEITHER,
     ),
 )
 KNOWN = tuple(name for column in COLUMNS for name in column.marks)
@@ -79,6 +79,12 @@ def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
     public = (getattr(descend, name) for name in descend.__all__)
     kinds = {kind for kind in public if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)}
     return {k.__name__: k for k in sorted(kinds - {descend.Optimizer}, key=lambda k: k.__name__.lower())}
+
+
+def elsewhere() -> set[str]:
+    """The optimizers that timm or torch has too."""
+    registry = json.loads((ROOT / "tests" / "data" / "timm" / "registry.json").read_text(encoding="utf-8"))
+    return {RENAMED.get(name, name) for name in registry["classes"]} | set(vars(torch.optim)) | {"TorchAdafactor"}
 
 
 def cells(item: pytest.Item) -> Iterator[tuple[str, str]]:
@@ -125,10 +131,12 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         recorded = {name for row in self.cells.values() for name in row}
-        for name, kind in optimizers().items():
-            if not issubclass(kind, descend.Optimizer):
-                for key in recorded - self.cells[name].keys() - COLUMNS[-1].marks.keys():
-                    self.cells[name][key] = Cell(notes=[WRAPS])
+        for name, row in self.cells.items():
+            if name not in elsewhere():
+                row.setdefault("timm", Cell(notes=[NEITHER]))
+            if not issubclass(optimizers()[name], descend.Optimizer):
+                for key in recorded - {"timm", "torch"}:
+                    row.setdefault(key, Cell(notes=[WRAPS]))
         versions = dict(descend=descend.__version__, python=platform.python_version(), torch=torch.__version__)
         record = {
             "command": self.command,

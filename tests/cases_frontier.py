@@ -24,7 +24,8 @@ ROWS = (
         {"betas": (0.9, 0.9, 0.99)}, {"weight_decay": DECAY},
     )),
     Row("AdEMAMix", variants=(
-        {}, {"alpha": 8.0}, {"alpha_warmup": 30}, {"beta3_warmup": 30, "betas": (0.9, 0.99, 0.999)},
+        {}, {"alpha": 8.0, "betas": (0.9, 0.999, 0.99)}, {"alpha_warmup": 30, "betas": (0.9, 0.999, 0.99)},
+        {"beta3_warmup": 30, "betas": (0.9, 0.99, 0.999)},
         {"beta3_warmup": 80, "alpha_warmup": 80}, {"betas": (0.5, 0.9, 0.95)}, {"weight_decay": DECAY}, {"eps": 0.1},
     )),
     Row("StableAdamW", variants=({}, {"betas": (0.5, 0.9)}, {"weight_decay": 0.5}, {"eps": 0.1})),
@@ -44,14 +45,16 @@ ROWS = (
         {}, {"momentum": 0.5}, {"weight_decay": DECAY}, {"warmup_steps": 10}, {"r": 1.0},
         {"warmup_steps": 10, "weight_lr_power": 0.0},
     )),
-    Row("Prodigy", lr=1.0, variants=(
-        {"d0": 1e-2}, {"d0": 1e-2, "betas": (0.5, 0.9)}, {"d0": 1e-2, "beta3": 0.5}, {"d0": 1e-2, "eps": 0.1},
-        {"d0": 1e-2, "weight_decay": DECAY}, {"d0": 1e-2, "weight_decay": DECAY, "decouple": False},
-        {"d0": 1e-2, "use_bias_correction": True}, {"d0": 1e-2, "safeguard_warmup": True}, {"d0": 1e-3},
-        {"d0": 1e-2, "d_coef": 2.0}, {"d0": 1e-3, "growth_rate": 1.05}, {"d0": 1e-2, "slice_p": 3},
+    Row("Prodigy", lr=1.0, float32=1e-3, variants=(
+        {"d0": 1e-2}, {"d0": 1e-2, "betas": (0.5, 0.9)}, {"d0": 1e-2, "eps": 0.1}, {"d0": 1e-2, "weight_decay": DECAY},
+        {"d0": 1e-2, "weight_decay": DECAY, "decouple": False}, {"d0": 1e-2, "use_bias_correction": True}, {"d0": 1e-3},
+        {"d0": 1e-2, "d_coef": 20.0}, {"d0": 1e-2, "d_coef": 20.0, "beta3": 0.5},
+        {"d0": 1e-2, "d_coef": 20.0, "safeguard_warmup": True}, {"d0": 1e-2, "d_coef": 20.0, "growth_rate": 1.05},
+        {"d0": 1e-2, "d_coef": 20.0, "slice_p": 3},
     )),
     Row("Scion", float32=6e-2, variants=(
         {}, {"momentum": 0.1}, {"scale": 3.0}, {"unconstrained": True}, {"norm": "BiasRMS"}, {"ns_steps": 2},
         {"ns_coefficients": "polar_express"}, {"eps": 0.1, "momentum": 0.5}, {"norm": "BiasRMS", "eps": 0.1},
+        {"norm_kwargs": {"max": True}}, {"norm_kwargs": {"normalized": False}, "scale": 0.3},
     )),
 )  # fmt: skip

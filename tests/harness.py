@@ -105,9 +105,7 @@ def run(
     still = options.pop("still", False)
     half = {} if options["lr"] is None or name in ONE_LR else {"lr": options["lr"] / 2}
     params = [[torch.nn.Parameter(torch.tensor(p, dtype=dtype)) for p in group] for group in start]
-    optimizer = getattr(descend, name)(
-        [{"params": params[0]}, {"params": params[1], **half}], **options, **engine
-    )
+    optimizer = getattr(descend, name)([{"params": params[0]}, {"params": params[1], **half}], **options, **engine)
     oracle = ORACLES[name]([{"params": start[0]}, {"params": start[1], **half}], **options)
     rng = np.random.default_rng(3)
     largest: dict[tuple[int, int, str], float] = {}

@@ -20,12 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONTRACT, CHECKPOINTS, BAD_INPUT = "test_contract.py", "test_checkpoints.py", "test_bad_input.py"
-TIMM, SENSITIVITY, LOOKAHEAD, ADAHESSIAN = (
-    "test_timm.py",
-    "test_sensitivity.py",
-    "test_lookahead.py",
-    "test_adahessian.py",
-)
+TIMM, SENSITIVITY, LOOKAHEAD = "test_timm.py", "test_sensitivity.py", "test_lookahead.py"
+ADAHESSIAN, ORACLE = "test_adahessian.py", "test_oracle.py"
 
 
 @dataclass(frozen=True)
@@ -157,9 +153,19 @@ def in_rules() -> Iterator[Bug]:
         'if h.decoupled_weight_decay else "coupled"', 'if h.decoupled_weight_decay else "none"', TIMM, "radam",
     )  # fmt: skip
     yield Bug(
-        "the update clip looks at a stale second moment", f"{kozistr} StableAdamW foreach", "optimizers/adam.py",
-        "clip_ratio(k.rms(g / denom)", "clip_ratio(k.rms(g / denom.detach().clone().zero_().add_(1))",
-        TIMM, "trajectories and AdamW and clipping",
+        "the update clip looks at a stale second moment", f"{kozistr} StableAdamW foreach", "optimizers/stable_adamw.py",
+        "        moments(g, s, k)\n        slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)\n",
+        "        slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)\n        moments(g, s, k)\n",
+        ORACLE, "float64 and StableAdamW-default",
+    )  # fmt: skip
+    yield Bug(
+        "the learning rate follows the shape the wrong way round", f"{kozistr} Muon", "optimizers/muon.py",
+        "return 0.2 * max(rows, columns) ** 0.5", "return 0.2 * max(rows, columns) ** -0.5",
+        TIMM, "trajectories and Muon/default",
+    )  # fmt: skip
+    yield Bug(
+        "the learning rate of a convolution follows its kernel", f"{timm} AdaMuon until 1.0.28", "optimizers/muon.py",
+        "matrices_shape(h, p)[-2:]", "p.shape[-2:]", TIMM, "trajectories and Muon/algo",
     )  # fmt: skip
     yield Bug(
         "momentum=1 divides by zero", f"{timm} SGDP", "optimizers/projected.py",
@@ -212,7 +218,7 @@ def in_the_engine() -> Iterator[Bug]:
     yield Bug(
         "one step counter for the whole group", f"{kozistr}, 117 places; {timm} Lamb, Adan", "engine/plan.py",
         'r.at(state["step"].item() + 1, before, job.traits)',
-        'r.at(max(s["step"].item() for s in r.steps) + 1, before, job.traits)', CONTRACT, "late_first and AdamW",
+        'r.at(r.__dict__.setdefault("first", state["step"].item() + 1), before, job.traits)', CONTRACT, "late_first and AdamW",
     )  # fmt: skip
     yield Bug(
         "scalars of the first group serve all", f"{timm} RAdam until 1.0.28", "engine/resolved.py",
@@ -315,18 +321,18 @@ def plant(bug: Bug, copy: Path) -> None:
 
 
 def pytest(copy: Path, tests: str, select: str) -> str | None:
-    """The first test that fails, None if none does."""
+    """The first test that fails and why, None if none does."""
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-x", "-q", "-k", select]
-    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    path = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "250"}
     result = subprocess.run(
-        [*command, f"tests/{tests}"], cwd=copy, env=environment, capture_output=True, text=True, check=False
+        [*command, f"tests/{tests}"], cwd=copy, env={**os.environ, **path}, capture_output=True, text=True, check=False
     )
     if result.returncode == 0:
         return None
     if result.returncode != 1:
         raise SystemExit(f"pytest -k {select!r} {tests} could not run:\n{result.stdout[-3000:]}{result.stderr[-1000:]}")
     failed = [line for line in result.stdout.splitlines() if line.startswith("FAILED")]
-    return failed[-1].split(" - ")[0].removeprefix(f"FAILED tests/{tests}::")
+    return failed[-1].removeprefix(f"FAILED tests/{tests}::")
 
 
 def main(words: list[str]) -> int:
@@ -348,7 +354,7 @@ def main(words: list[str]) -> int:
             caught = pytest(copy, bug.tests, bug.select)
             missed += caught is None
             print(f"{number:3} {'caught' if caught else 'MISSED'}  {bug.what} ({bug.where})", flush=True)
-            print(f"           {caught or f'{bug.tests} -k {bug.select!r}'}", flush=True)
+            print(f"           {(caught or f'{bug.tests} -k {bug.select!r}')[:160]}", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} bugs caught in {time.monotonic() - start:.0f} s")
     return 1 if missed else 0
 

@@ -107,6 +107,10 @@ def alone(row: Row) -> dict[str, Any]:
     return {"max_grad_norm": None} if row.name == "Lamb" else {}
 
 
+# Rules whose every step depends on all parameters together.
+SHARED = {"Prodigy": "its learning rate is found from all parameters together"}
+
+
 def same(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> bool:
     """Equal bit by bit; no NaN is accepted."""
     return len(xs) == len(ys) and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(xs, ys, strict=True))

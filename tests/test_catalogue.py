@@ -72,7 +72,11 @@ def registry() -> OptimizerRegistry:
 
 
 def parameters() -> list[nn.Parameter]:
-    return [nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))]
+    return [nn.Parameter(torch.ones(8, 6)), nn.Parameter(torch.ones(3))]
+
+
+# The Catalogue issue brings PSGD Kron; until then its names are known and not listed.
+PENDING = {"kron", "kronw", "kronc"}
 
 
 # ---------------------------------------------------------------------------------------------- the table of names
@@ -94,7 +98,8 @@ def test_every_name_of_timm_has_its_class_flags_and_options(name: str) -> None:
 
 
 def test_every_name_of_timm_can_be_made() -> None:
-    assert set(TIMM["names"]) <= set(list_optimizers())
+    assert set(TIMM["names"]) - PENDING <= set(list_optimizers())
+    assert not PENDING & set(list_optimizers())
 
 
 def test_names_are_unique_lower_case_and_need_no_separator() -> None:

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import descend
-from descend.engine.executors import loop
+from descend.engine.executors import foreach, loop
 from descend.engine.tensorlist import TensorList
 
 EXECUTORS = ("loop", "foreach")
@@ -321,7 +321,11 @@ def test_learning_rate_schedulers_drive_it(row: Row, kind: str) -> None:
 @every_executor
 @pytest.mark.parametrize("corrected", (False, True), ids=("plain", "corrected decay"))
 def test_lr_may_be_a_tensor(row: Row, executor: str, corrected: bool) -> None:
-    decays = corrected and not refuses(row, "corrected_weight_decay")
+    decays = (
+        corrected
+        and not refuses(row, "corrected_weight_decay")
+        and "weight_decay" in small.busy(row, small.parameters()).defaults
+    )
     options = {"weight_decay": 0.1, "corrected_weight_decay": True} if decays else {}
     ends = []
     for lr in (row.lr, torch.tensor(row.lr, dtype=torch.float64), torch.tensor([row.lr], dtype=torch.float64)):
@@ -369,6 +373,8 @@ def test_grad_scaler_skips_infinite_gradients(row: Row, executor: str) -> None:
 @every_row
 @every_executor
 def test_a_late_first_gradient_starts_from_its_own_first_step(row: Row, executor: str) -> None:
+    if row.name in small.SHARED:
+        pytest.skip(small.SHARED[row.name])
     shapes = ((6, 4), (5,), (6, 4), (1, 7))
     options = {**small.alone(row), **switch(executor)}
     together, apart = (small.busy(row, small.parameters(shapes=shapes), **options) for _ in range(2))
@@ -398,6 +404,8 @@ def test_a_late_first_gradient_starts_from_its_own_first_step(row: Row, executor
 @every_row
 @every_executor
 def test_groups_added_after_steps_start_fresh(row: Row, executor: str) -> None:
+    if row.name in small.SHARED:
+        pytest.skip(small.SHARED[row.name])
     options = {**small.alone(row), **switch(executor)}
     params, old = small.parameters(), small.parameters()
     optimizer, without = small.busy(row, params[:5], **options), small.busy(row, old[:5], **options)
@@ -415,6 +423,8 @@ def test_groups_added_after_steps_start_fresh(row: Row, executor: str) -> None:
 @every_row
 @every_executor
 def test_one_optimizer_serves_several_dtypes(row: Row, executor: str) -> None:
+    if row.name in small.SHARED:
+        pytest.skip(small.SHARED[row.name])
     options = {**small.alone(row), **switch(executor)}
     dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     shapes = ((5,), (6, 4))
@@ -463,6 +473,36 @@ def test_complex_parameters_are_pairs_of_reals_or_refused(row: Row, executor: st
             expected.step()
             assert small.distance(as_pairs(params), pairs, as_pairs(start)) < 1e-12
     assert all(torch.isfinite(p).all() and not torch.equal(p, at) for p, at in zip(params, start, strict=True))
+
+
+@every_row
+def test_groups_may_run_in_different_ways(row: Row) -> None:
+    ways = [
+        {"foreach": False},
+        {"foreach": True},
+        {"foreach": False, "maximize": True},
+        {"foreach": True, "lr": row.lr / 2},
+    ]
+    if not refuses(row, "capturable"):
+        ways += [{"capturable": True}]
+    if refuses(row, "maximize"):
+        del ways[2]
+    shapes = ((5,), (6, 4))
+    groups = [{"params": small.parameters(shapes=shapes), **way} for way in ways]
+    optimizer = small.busy(row, groups, **small.alone(row))
+    start = small.values(optimizer)
+    small.take_steps(optimizer, 4)
+    assert all(s["step"] == 4 for s in small.states(optimizer))
+    if row.name not in small.SHARED:
+        apart = [nn.Parameter(p.detach().clone()) for p in start]
+        pairs = zip(apart[::2], apart[1::2], ways, strict=True)
+        lonely = [small.busy(row, pair, **{**small.alone(row), **way}) for *pair, way in pairs]
+        for step in range(4):
+            small.set_gradients(apart, step, small.is_curved(optimizer))
+            for one in lonely:
+                one.step()
+        if not small.is_curved(optimizer):
+            assert small.distance(apart, small.values(optimizer), start) < 1e-12
 
 
 @every_row
@@ -674,10 +714,10 @@ def test_adahessian_leaks_nothing_over_a_thousand_steps() -> None:
 
 # -------------------------------------------------------------------------------- operations and memory
 
-# torch.where and friends, and sums, exist for one tensor at a time only.
-NO_MULTI_TENSOR_FORM = {"where", "scalar_tensor", "gt", "ge", "lt", "le", "logical_and", "sum"}
+# torch.where and friends, sums and fresh copies exist for one tensor at a time only.
+NO_MULTI_TENSOR_FORM = {"_to_copy", "where", "scalar_tensor", "gt", "ge", "lt", "le", "logical_and", "sum"}
 # Reading a step counter and making a view of a tensor are no work on its elements.
-NO_WORK = {"_local_scalar_dense", "detach", "view_as_real"}
+NO_WORK = {"_local_scalar_dense", "detach", "view_as_real", "view", "unfold"}
 LOOPING = {
     "Adahessian": "its probes and its products with the Hessian are made tensor by tensor",
 }
@@ -737,9 +777,9 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-def peak_memory(row: Row, options: dict[str, Any], shape: tuple[int, ...], tensors: int) -> int:
-    """Most bytes that a step of the loop holds beside parameters, gradients and state."""
-    optimizer = small.make(row, small.parameters(torch.float32, (shape,) * tensors), **options, foreach=False)
+def peak_memory(row: Row, options: dict[str, Any], shape: tuple[int, ...], tensors: int, foreach: bool = False) -> int:
+    """Most bytes that a step holds beside parameters, gradients and state."""
+    optimizer = small.make(row, small.parameters(torch.float32, (shape,) * tensors), **options, foreach=foreach)
     small.take_steps(optimizer, 1)
     small.set_gradients(small.parameters_of(optimizer), 1, small.is_curved(optimizer))
     with LiveBytes() as seen:
@@ -760,6 +800,19 @@ def test_loop_holds_a_few_pieces_and_never_the_model(row: Row, monkeypatch: pyte
         assert peak_memory(row, options, (64, 64), 4) <= peak + a_few_numbers, options
         sums = rule.reach != "elementwise" or options.keys() & {"caution", "clipping_threshold"}
         assert peak <= (8 * 4 * 64 * 64 if sums else 6 * 4 * 512), options
+
+
+@every_row
+def test_foreach_holds_a_batch_and_never_the_model(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    reach = getattr(descend, row.name).reach
+    if row.name in LOOPING or reach in ("rows", "matrix"):
+        pytest.skip(LOOPING.get(row.name, f"{reach}: its tensors keep their shapes and run one by one"))
+    monkeypatch.setattr(foreach, "BATCH_BYTES", 4 * 4 * 32 * 32)
+    options = small.busiest(row.name)
+    peak = peak_memory(row, options, (32, 32), 8, foreach=True)
+    a_few_numbers = 256
+    assert peak_memory(row, options, (32, 32), 16, foreach=True) <= peak + a_few_numbers
+    assert peak <= 8 * 4 * 4 * 32 * 32
 
 
 # -------------------------------------------------------------------------------- the text itself

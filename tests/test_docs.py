@@ -111,14 +111,3 @@ def test_the_record_has_every_marked_test(record: dict[str, Any], request: pytes
     if request.config.args_source is pytest.Config.ArgsSource.TESTPATHS and not request.config.getoption("keyword"):
         wrappers = {n for n, kind in optimizers().items() if not issubclass(kind, descend.Optimizer)}
         assert {cell for cell in recorded - collected if cell[0] not in wrappers} == set()
-
-
-# Classes of timm's under the names that they have here.
-RENAMED = {"AdamWLegacy": "AdamW", "NAdamLegacy": "Nadam", "RAdamLegacy": "RAdam"}
-
-
-def test_what_timm_and_torch_have_is_compared_with_theirs(record: dict[str, Any]) -> None:
-    registry = json.loads((ROOT / "tests" / "data" / "timm" / "registry.json").read_text(encoding="utf-8"))
-    theirs = {RENAMED.get(name, name) for name in registry["classes"]} | set(vars(torch.optim))
-    for name in theirs & set(record["optimizers"]):
-        assert record["optimizers"][name]["cells"].keys() & {"timm", "torch"}, name

@@ -76,6 +76,7 @@ def assert_close(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> None:
 # -------------------------------------------------------------------------------- the mathematics
 
 
+@pytest.mark.capability("loop", optimizer="SAM")
 @every_base
 @pytest.mark.parametrize("adaptive", (False, True))
 def test_steps_with_the_gradient_of_the_worst_neighbour(base: Callable[..., Any], adaptive: bool) -> None:
@@ -314,6 +315,7 @@ def test_shares_groups_and_state_with_the_base(base: Callable[..., Any]) -> None
     assert optimizer.state is inner.state
 
 
+@pytest.mark.capability("resume", optimizer="SAM")
 @every_base
 @pytest.mark.parametrize("how", ("state_dict", "file", "base", "deepcopy", "pickle"))
 def test_goes_on_after_a_copy_as_if_there_had_been_none(base: Callable[..., Any], how: str) -> None:

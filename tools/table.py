@@ -25,7 +25,7 @@ def holes(record: dict[str, Any]) -> list[str]:
             cells = [row["cells"][key] for key in column["marks"] if key in row["cells"]]
             if any(cell["failed"] for cell in cells):
                 found.append(f"{name}, {column['title']}: a test failed")
-            elif not (column["otherwise"] or any(cell["passed"] or cell["notes"] for cell in cells)):
+            elif not any(cell["passed"] or cell["notes"] for cell in cells):
                 found.append(f"{name}, {column['title']}: no test")
     return found
 
@@ -53,8 +53,6 @@ def cell(row: dict[str, Any], column: dict[str, Any], notes: Notes, show: Callab
     here = {key: row["cells"][key] for key in column["marks"] if key in row["cells"]}
     marks = [show(column["marks"][key], tests["passed"]) for key, tests in here.items() if tests["passed"]]
     reasons = [note for tests in here.values() for note in tests["notes"]]
-    if not marks and not reasons:
-        reasons = [column["otherwise"]]
     return (", ".join(marks) or "–") + notes.refer(reasons)
 
 

@@ -119,26 +119,40 @@ def orthogonalize(
     sequence = coefficient_sequence(coefficients, steps)
     damping = (eps, safety_factor, scale_eps)
     if isinstance(x, TensorList):
-        stacks = _stacks(x.tensors, dtype)
-        return TensorList(y for stack in stacks for y in _polar(stack, sequence, damping).to(x.tensors[0].dtype))
-    return _polar(x.to(_working_dtype(x, dtype)), sequence, damping).to(x.dtype)
+        first = x.tensors[0]
+        stacks = _stacks(x.tensors, _working_dtype(first, dtype))
+        return TensorList(y for stack in stacks for y in _polar(stack, sequence, *damping).to(first.dtype))
+    return _polar(x.to(_working_dtype(x, dtype)), sequence, *damping).to(x.dtype)
 
 
-def _polar(x: Tensor, sequence: Sequence[Triple], damping: tuple[Any, Any, bool]) -> Tensor:
-    batch = x.shape[:-2]
-    if x.dim() > 3:
-        x = x.flatten(0, -3)
+def _polar(x: Tensor, sequence: Sequence[Triple], eps: Any, safety_factor: Any, scale_eps: bool) -> Tensor:
+    shape = x.shape
+    # One matrix alone is multiplied faster than a batch of one.
+    x = x.reshape(shape[-2:] if shape[:-2].numel() == 1 else (-1, *shape[-2:]))
     tall = x.size(-2) > x.size(-1)
-    scale = None
-    for run in _runs(sequence, x):
+    for i, run in enumerate(_runs(sequence, x)):
         gram = x.mT @ x if tall else x @ x.mT
-        if scale is None:
-            scale = _inverse_norm(gram, x, *damping)
-            factor = _factor(gram.mul_(scale).mul_(scale), run).mul_(scale)
+        if i == 0:
+            # The trace is ‖X‖²; what is small is divided by it rather than X where that can be.
+            scale = _scale(gram, x, eps, safety_factor, scale_eps)
+            gram.mul_(scale).mul_(scale)
+        if len(run) == 1:
+            x = _step(x if i else x * scale, gram, *run[0], tall)
         else:
-            factor = _factor(gram, run)
-        x = x @ factor if tall else factor @ x
-    return x.unflatten(0, batch) if len(batch) > 1 else x
+            factor = _factor(gram, run) if i else _factor(gram, run).mul_(scale)
+            x = x @ factor if tall else factor @ x
+    return x.reshape(shape)
+
+
+def _scale(gram: Tensor, x: Tensor, eps: Any, safety_factor: Any, scale_eps: bool) -> Tensor:
+    """1 over the damped norm of X."""
+    wide = torch.promote_types(gram.dtype, torch.float32)
+    norm = torch.sqrt(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide)) * safety_factor
+    if scale_eps:
+        norm = norm + eps * (x.size(-1) / x.size(-2)) ** 0.5
+    else:
+        norm = torch.clamp(norm, min=eps)
+    return torch.reciprocal(norm).to(gram.dtype)[..., None, None]
 
 
 def _runs(sequence: Sequence[Triple], x: Tensor) -> Iterator[list[Triple]]:
@@ -160,11 +174,18 @@ def _runs(sequence: Sequence[Triple], x: Tensor) -> Iterator[list[Triple]]:
     yield run
 
 
+def _step(x: Tensor, gram: Tensor, a: float, b: float, c: float, tall: bool) -> Tensor:
+    """aX + (bA + cA²)X, or its mirror image for tall matrices."""
+    p = _multiply_add(gram, gram, gram, b, c)
+    return _multiply_add(x, x, p, a, 1.0) if tall else _multiply_add(x, p, x, a, 1.0)
+
+
 def _factor(gram: Tensor, run: Sequence[Triple]) -> Tensor:
-    """Q with Q·X what the run makes of X, from XXᵀ."""
+    """Q with Q·X what the run makes of X, from A = XXᵀ."""
     factor = None
     for i, (a, b, c) in enumerate(run):
-        p = _polynomial(gram, a, b, c)
+        p = _multiply_add(gram, gram, gram, b, c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
         factor = p if factor is None else p @ factor
         if i + 1 < len(run):
             gram = p @ gram @ p
@@ -172,41 +193,20 @@ def _factor(gram: Tensor, run: Sequence[Triple]) -> Tensor:
     return factor
 
 
-def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
-    """aI + bA + cA²."""
-    multiply_add = torch.addmm if gram.dim() == 2 else torch.baddbmm
-    p = multiply_add(gram, gram, gram, beta=b, alpha=c)
-    diagonal = p.diagonal(dim1=-2, dim2=-1)
-    if gram.dtype in (torch.float32, torch.float64):
-        diagonal.add_(a)
-    else:
-        # The diagonal's elements are much alike: rounded twice, all would be wrong in the same direction.
-        norms = torch.linalg.vector_norm(gram, dim=-1, dtype=torch.float32)
-        diagonal.copy_(norms.square_().mul_(c).add_(gram.diagonal(dim1=-2, dim2=-1), alpha=b).add_(a))
-    return p
+def _multiply_add(x: Tensor, y: Tensor, z: Tensor, of_x: float, of_product: float) -> Tensor:
+    multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
+    return multiply_add(x, y, z, beta=of_x, alpha=of_product)
 
 
-def _inverse_norm(gram: Tensor, x: Tensor, eps: Any, safety_factor: Any, scale_eps: bool) -> Tensor:
-    """1/‖X‖, damped, from the trace of XXᵀ."""
-    wide = torch.promote_types(gram.dtype, torch.float32)
-    norm = torch.sqrt(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide)) * safety_factor
-    if scale_eps:
-        norm = norm + eps * (x.size(-1) / x.size(-2)) ** 0.5
-    else:
-        norm = torch.clamp(norm, min=eps)
-    return torch.reciprocal(norm).to(gram.dtype)[..., None, None]
-
-
-def _stacks(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Iterator[Tensor]:
+def _stacks(tensors: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
     """Copies of the tensors in the working dtype, stacked up to the bytes of a stack."""
     first = tensors[0]
-    dtype = _working_dtype(first, dtype)
     limit = _STACK_BYTES.get(first.device.type, _STACK_BYTES_ELSEWHERE)
     count = max(1, limit // max(1, first.numel() * dtype.itemsize))
     for start in range(0, len(tensors), count):
         part = tensors[start : start + count]
         stack = first.new_empty((len(part), *first.shape), dtype=dtype)
-        torch._foreach_copy_(stack.unbind(), part)
+        torch._foreach_copy_(stack.unbind(), list(part))
         yield stack
 
 
@@ -228,5 +228,7 @@ def _triples(coefficients: Any) -> tuple[Triple, ...]:
     except (TypeError, ValueError):
         triples = ()
     if not triples:
-        raise ValueError(f"ns_coefficients={coefficients!r}, expected the name of a set, a triple of numbers, or triples")
+        raise ValueError(
+            f"ns_coefficients={coefficients!r}, expected the name of a set, a triple of numbers, or triples"
+        )
     return triples

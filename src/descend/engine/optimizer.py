@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, overload
@@ -217,7 +218,7 @@ class Optimizer(torch.optim.Optimizer):
             if name in self.refused and values[name]:
                 raise ValueError(f"{kind}: {name}={values[name]!r} is not possible: {self.refused[name]}")
             fallback = COMMON_DEFAULTS.get(name, default)
-            class_default, optional = _signature(type(self)).get(name, (fallback, fallback is None))
+            class_default, optional = _signature(type(self)).get(name, (fallback, fallback is None))  # type: ignore[arg-type]
             options.check_option(kind, name, values[name], class_default, optional)
         if values.get("foreach") and values.get("fused"):
             raise ValueError(f"{kind}: foreach=True and fused=True exclude each other, set at most one")
@@ -247,9 +248,14 @@ class Optimizer(torch.optim.Optimizer):
 
 @functools.cache
 def _signature(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The default of each of the constructor's arguments, and whether it may be None."""
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    return {p.name: (p.default, "None" in str(p.annotation)) for p in parameters if p.default is not p.empty}
+    """The default of each of the constructor's arguments (NaN if there is none), and whether it may be None."""
+    found: dict[str, tuple[Any, bool]] = {}
+    for base in reversed(kind.__mro__):
+        if issubclass(base, Optimizer) and "__init__" in vars(base):
+            for p in inspect.signature(base.__init__).parameters.values():
+                default = math.nan if p.default is p.empty else p.default
+                found[p.name] = default, "None" in str(p.annotation)
+    return found
 
 
 def _is_zero(lr: Any) -> bool:

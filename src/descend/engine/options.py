@@ -106,7 +106,9 @@ def reject_misspelt(kind: str, keys: Iterable[str], known: Iterable[str]) -> Non
             continue
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if near:
-            raise ValueError(f"{kind}: parameter group key {key!r} looks like a misspelt option; did you mean {near[0]!r}?")
+            raise ValueError(
+                f"{kind}: parameter group key {key!r} looks like a misspelt option; did you mean {near[0]!r}?"
+            )
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -195,6 +197,8 @@ def check_parameter(kind: str, name: str, p: Any) -> None:
         if not (p.is_leaf or p.retains_grad):
             raise ValueError(f"{kind}: parameter {name} is no leaf but computed from others, expected an nn.Parameter")
         if not (p.is_floating_point() or p.is_complex()):
-            raise ValueError(f"{kind}: parameter {name} has dtype {p.dtype}, expected a floating-point or complex dtype")
+            raise ValueError(
+                f"{kind}: parameter {name} has dtype {p.dtype}, expected a floating-point or complex dtype"
+            )
         if p.layout != torch.strided:
             raise ValueError(f"{kind}: parameter {name} has layout {p.layout}, expected dense (torch.strided)")

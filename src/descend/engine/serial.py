@@ -91,9 +91,7 @@ def _by_name(optimizer: Optimizer, saved: list[dict[str, Any]]) -> bool:
     return own_names == {name for group in saved for name in group["param_names"]}
 
 
-def _group_pairs(
-    optimizer: Optimizer, saved: list[dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _group_pairs(optimizer: Optimizer, saved: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each own group with the saved group that its first parameter was in."""
     if not _by_name(optimizer, saved):
         yield from zip(optimizer.param_groups, saved, strict=True)

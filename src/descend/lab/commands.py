@@ -105,7 +105,9 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
         optimizers: Annotated[str | None, typer.Option(help="Names or wildcards. [one name for each class]")] = None,
         executors: Annotated[str, typer.Option(help="Some of loop, foreach, fused.")] = "fused",
         dtypes: Annotated[str, typer.Option(help="Some of float32, bfloat16, float16, float64.")] = "float32",
-        shapes: Annotated[str, typer.Option(help="Some of vit_s, resnet50, gpt2, many_tiny, module:callable.")] = "vit_s",
+        shapes: Annotated[
+            str, typer.Option(help="Some of vit_s, resnet50, gpt2, many_tiny, module:callable.")
+        ] = "vit_s",
         rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each, at most.")] = 20,
         peers: Annotated[str, typer.Option(help="installed, none, or some libraries.")] = "installed",
         device: Annotated[str, typer.Option(help="Where the parameters are.")] = "cpu",
@@ -118,22 +120,16 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
         out: Annotated[Path | None, typer.Option(help="Write a document. [docs/performance.md with --render]")] = None,
     ) -> None:
         """Time steps beside other libraries, with the bytes, the memory and the compiling that they cost."""
-        from descend.lab.bench import command, recording
+        from descend.lab.bench import command
 
-        console = command.screen.console()
         try:
-            if render:
-                found, out = recording.load(render), out or command.DOCUMENT
-            else:
-                tasks, settings = command.plan(
-                    optimizers, executors, dtypes, shapes, peers, rounds, device, everything, memory, compiled
-                )
-                found = command.measured(tasks, settings, console)
+            given = command.Given(
+                optimizers, executors, dtypes, shapes, rounds, peers, device, everything, memory, compiled
+            )
+            complete = command.bench(given, render, json, html, out)
         except ValueError as error:
             fail(str(error))
-        command.screen.show(found, console)
-        command.write(found, None if render else json, html, out, console)
-        if found.stopped:
+        if not complete:
             raise typer.Exit(130)
 
     return cli

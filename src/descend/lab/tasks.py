@@ -173,12 +173,12 @@ class Block(nn.Module):
         if self.causal:
             future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
             scores = scores.masked_fill(future, -torch.inf)
-        return self.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, dim))  # type: ignore[no-any-return]
+        return self.out((scores.softmax(-1) @ value).transpose(1, 2).reshape(batch, length, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """One block of the residual stream."""
         x = x + self.attend(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
@@ -194,7 +194,7 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the ten digits."""
         x = self.patch(images).flatten(2).transpose(1, 2) + self.position
-        return self.head(self.norm(self.blocks(x)).mean(1))  # type: ignore[no-any-return]
+        return self.head(self.norm(self.blocks(x)).mean(1))
 
 
 class GPT(nn.Module):
@@ -211,7 +211,7 @@ class GPT(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         """Logits of the byte after each byte."""
         x = self.embed(text.long()) + self.position[: text.shape[1]]
-        return self.head(self.norm(self.blocks(x)))  # type: ignore[no-any-return]
+        return self.head(self.norm(self.blocks(x)))
 
 
 def tasks() -> dict[str, Task]:

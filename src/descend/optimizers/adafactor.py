@@ -14,7 +14,7 @@ from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import cautious
-from descend.terms import add_scaled, clip_ratio, ema, least, most
+from descend.terms import accumulate, add_scaled, clip_ratio, ema, least, most
 
 
 def factored_slots(
@@ -45,9 +45,11 @@ def move_factors(sq: Tensor, rows: Tensor, cols: Tensor, dims: tuple[int, int], 
         (rows.sum(across_rows, keepdim=True), (across_rows,)),
     )
     along, across = k.count((along_rows,)), k.count((across_rows,))
-    mean_of_rows = (rows_sum + (all_sum / along - rows_sum) * weight) / across
-    ema(rows, row_sum / along, weight)
-    ema(cols, col_sum / across, weight)
+    # Not as differences: a weight of 1 has to forget what was there altogether, however large it was.
+    kept = 1 - weight
+    mean_of_rows = (rows_sum * kept + all_sum / along * weight) / across
+    accumulate(rows, kept, row_sum / along, weight)
+    accumulate(cols, kept, col_sum / across, weight)
     return mean_of_rows
 
 

@@ -13,9 +13,9 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot
 from descend.optimizers.adafactor import factored_root, factored_slots, move_factors
-from descend.terms import clip_ratio, ema, least, most
+from descend.terms import accumulate, clip_ratio, ema, least, most
 
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
 class AdafactorBigVision(Optimizer):
@@ -39,7 +39,7 @@ class AdafactorBigVision(Optimizer):
         decay_offset: step at which β₂ₜ starts to grow, for fine-tuning that goes on counting, ≥ 0.
         beta2_cap: largest β₂ₜ, in [0, 1).
         momentum: decay rate of the average of updates, in [0, 1); None: no average.
-        momentum_dtype: what the average is kept in: "bfloat16", "float16", "float32" or the torch dtype.
+        momentum_dtype: what the average is kept in: "bfloat16", "float16", "float32", "float64" or the torch dtype.
         eps: added to squared gradients, ≥ 0; None: 1e-30, and 1e-7 for float16 parameters.
         weight_decay: decoupled decay, in units of lr unless ``unscaled_wd``, ≥ 0.
         clipping_threshold: the root mean square that updates are brought down to, > 0; None: off.
@@ -106,7 +106,9 @@ class AdafactorBigVision(Optimizer):
         if h.momentum is None:
             return slots
         if p.is_complex():
-            raise ValueError(f"momentum_dtype={h.momentum_dtype!r} cannot hold a complex parameter, expected momentum=None")
+            raise ValueError(
+                f"momentum_dtype={h.momentum_dtype!r} cannot hold a complex parameter, expected momentum=None"
+            )
         return {"exp_avg": Slot("signed", dtype=_dtype(h.momentum_dtype)), **slots}
 
     @staticmethod
@@ -123,7 +125,7 @@ class AdafactorBigVision(Optimizer):
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         sq = (g * g).add_(k.floor if k.eps is None else k.eps)
         if k.factored is None:
-            u = torch.rsqrt(ema(s.exp_avg_sq, sq, k.weight2)) * g
+            u = torch.rsqrt(accumulate(s.exp_avg_sq, 1 - k.weight2, sq, k.weight2)) * g
         else:
             u = factored_root(sq, s.exp_avg_sq_r, s.exp_avg_sq_c, k.factored, k.weight2, k) * g
         if k.clipping_threshold is not None:
@@ -217,11 +219,11 @@ def _rounded(x: Tensor, dtype: str | torch.dtype) -> Tensor:
     """x as the average's dtype holds it: all that timm adds to it and steps by."""
     kept = _dtype(dtype)
     low = x.to(kept)
-    if kept != torch.float32:
+    if kept.itemsize == 2:
         # The compiler drops a cast to half precision and back, but not one between whose halves bits are worked on.
         low = low.view(torch.int16).bitwise_or(0).view(kept)
     return low.type_as(x)
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:
-    return _DTYPES.get(name, torch.float64) if isinstance(name, str) else name
+    return _DTYPES.get(name, torch.int8) if isinstance(name, str) else name

@@ -56,7 +56,10 @@ class Adahessian(Optimizer):
     """
 
     structural: ClassVar[frozenset[str]] = frozenset(("update_each", "n_samples", "seed"))
-    refused: ClassVar[Mapping[str, str]] = {"capturable": "its step runs a backward pass", "maximize": "the curvature would change its sign"}
+    refused: ClassVar[Mapping[str, str]] = {
+        "capturable": "its step runs a backward pass",
+        "maximize": "the curvature would change its sign",
+    }
 
     def __init__(
         self,

@@ -60,7 +60,9 @@ class Adan(Optimizer):
         no_prox: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox), **common)
+        super().__init__(
+            params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox), **common
+        )
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

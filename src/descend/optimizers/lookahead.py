@@ -48,7 +48,9 @@ class Lookahead(torch.optim.Optimizer):
 
     def __init__(self, base_optimizer: torch.optim.Optimizer, alpha: float = 0.5, k: int = 6) -> None:
         if not isinstance(base_optimizer, torch.optim.Optimizer):
-            raise TypeError(f"Lookahead: base_optimizer is a {type(base_optimizer).__name__}, expected a torch.optim.Optimizer")
+            raise TypeError(
+                f"Lookahead: base_optimizer is a {type(base_optimizer).__name__}, expected a torch.optim.Optimizer"
+            )
         if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0):
             raise ValueError(f"Lookahead: alpha={alpha!r}, expected a number in [0, 1]")
         if not (isinstance(k, int) and k >= 1):
@@ -111,7 +113,7 @@ class Lookahead(torch.optim.Optimizer):
         """The base optimizer's state_dict, with the slow weights in its state."""
         return serial.stamped(super().state_dict(), type(self.base_optimizer).__name__)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state_dict of Lookahead, ours or timm's, or one of the base optimizer alone."""
         given = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():

@@ -35,7 +35,7 @@ class _Orthogonal(Routed):
         check_whole("split", h.split)
 
     @classmethod
-    def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:  # type: ignore[override]
+    def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
         return {**super().traits(h, p), "ns_coefficients": coefficient_sequence(h.ns_coefficients, h.ns_steps)}
 
     @staticmethod
@@ -133,7 +133,9 @@ class Muon(_Orthogonal):
     ) -> None:
         if adamw_lr is not None:
             if not float(lr) > 0:
-                raise ValueError(f"Muon: adamw_lr={adamw_lr!r} with lr={lr!r}, expected lr > 0; or use fallback_lr_scale")
+                raise ValueError(
+                    f"Muon: adamw_lr={adamw_lr!r} with lr={lr!r}, expected lr > 0; or use fallback_lr_scale"
+                )
             fallback_lr_scale = adamw_lr / float(lr)
         step = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, eps=eps, betas=betas)
         polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, safety_factor=safety_factor, ns_dtype=ns_dtype)

@@ -20,6 +20,9 @@ from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import take
 from descend.terms import accumulate, add_product, assign, choose, either, least, most
 
+# The distance d, the largest estimate of it, the numerator r and the number of steps, as every group keeps them.
+_ESTIMATE = ("d", "d_max", "d_numerator", "k")
+
 
 class Prodigy(Optimizer):
     """Prodigy, which multiplies lr by an estimate d of the distance from the start x₀ to the solution.
@@ -44,7 +47,7 @@ class Prodigy(Optimizer):
         eps: added to the denominator, in units of d, ≥ 0.
         weight_decay: decay, ≥ 0; in units of d·lr with ``decouple``.
         decouple: decay the parameter; else weight_decay·p is added to the gradient.
-        use_bias_correction: multiply lr by √(1−β₂ᵗ)/(1−β₁ᵗ).
+        use_bias_correction: multiply lr by √(1−β₂ᵗ)/(1−β₁ᵗ) in the optimizer's step t.
         safeguard_warmup: leave lr out of s, so that a warm-up of lr does not inflate d.
         d0: first estimate, > 0.
         d_coef: factor on the estimates, > 0.
@@ -62,7 +65,7 @@ class Prodigy(Optimizer):
 
     Reference:
         Mishchenko, Defazio, Prodigy: An Expeditiously Adaptive Parameter-Free Learner, 2024, arXiv 2306.06101. The
-        authors' code counts steps once for all parameters and accepts one lr; here each has its own.
+        authors' code accepts one lr; here every group has its own, which weighs it in the sums.
     """
 
     reach: ClassVar[Reach] = "tensor"
@@ -90,8 +93,10 @@ class Prodigy(Optimizer):
         adam = dict(lr=lr, betas=betas, beta3=beta3, eps=eps, weight_decay=weight_decay, decouple=decouple)
         flags = dict(use_bias_correction=use_bias_correction, safeguard_warmup=safeguard_warmup)
         estimate = dict(d0=d0, d_coef=d_coef, growth_rate=growth_rate, slice_p=slice_p)
-        start = dict(d=d0, d_max=d0, d_numerator=0.0)
-        super().__init__(params, {**adam, **flags, **estimate, **start}, **common)
+        others: dict[str, Any] = dict(common)
+        # Kept in the groups, as the authors do: the estimate is what people log, and part of every checkpoint.
+        start = {name: others.pop(name, value) for name, value in zip(_ESTIMATE, (d0, d0, 0.0, 0.0), strict=True)}
+        super().__init__(params, {**adam, **flags, **estimate, **start}, **others)
 
     @staticmethod
     def check(h: Any) -> None:
@@ -100,6 +105,9 @@ class Prodigy(Optimizer):
         for name in ("d0", "d_coef"):
             if not 0 < getattr(h, name) < math.inf:
                 raise ValueError(f"{name}={getattr(h, name)!r}, expected a finite number > 0")
+        for name in _ESTIMATE:
+            if not isinstance(getattr(h, name), (int, float, Tensor)):
+                raise ValueError(f"{name}={getattr(h, name)!r}, expected a number")
         if not h.growth_rate >= 1:
             raise ValueError(f"growth_rate={h.growth_rate!r}, expected a number >= 1")
         if not (isinstance(h.slice_p, int) and h.slice_p >= 1):
@@ -120,7 +128,7 @@ class Prodigy(Optimizer):
         beta1, beta2 = h.betas
         rate = h.d * h.lr
         if h.use_bias_correction:
-            rate = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+            rate = rate * (1 - beta2 ** (h.k + 1)) ** 0.5 / (1 - beta1 ** (h.k + 1))
         amount = rate * h.weight_decay * (h.lr / h.max_lr_snapshot if h.corrected_weight_decay else 1.0)
         return {
             "memory": _memory(h),
@@ -147,13 +155,13 @@ class Prodigy(Optimizer):
         pairing, size = k.overall_sums((s.p0 - some_p) * some_g * k.weight_r, torch.abs(s.s))
         accumulate(s.exp_avg, k.beta1, g, k.weight1)
         add_product(s.exp_avg_sq.mul_(k.beta2), g, g, k.weight2)
-        d = _estimate(k, k.memory, pairing, size)["d"]
+        d = _estimate(k, k.memory, pairing, size)["d"].to(size.dtype)
         take(p, s.exp_avg / (torch.sqrt(s.exp_avg_sq) + d * k.eps), g, k)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with the estimate of the others."""
         super().add_param_group(param_group)
-        self.param_groups[-1].update({name: self.param_groups[0][name] for name in ("d", "d_max", "d_numerator")})
+        self.param_groups[-1].update({name: self.param_groups[0][name] for name in _ESTIMATE})
 
     def _run(self, jobs: list[Job]) -> Totals:
         totals = super()._run(jobs)
@@ -169,12 +177,13 @@ def _memory(h: Any) -> Any:
 
 
 def _estimate(k: Any, memory: Any, pairing: Any, size: Any) -> dict[str, Any]:
-    """The distance, the largest estimate of it and the numerator r, from this step's sums; size 0 tells nothing."""
+    """What follows from this step's sums, in the groups' names; a size of 0 tells nothing."""
     numerator = memory * k.d_numerator + pairing
     estimate = choose(size > 0, k.d_coef * numerator / choose(size > 0, size, 1.0), k.d)
     d = choose(k.d <= k.d0, most(k.d, estimate), k.d)
     d_max = most(k.d_max, estimate)
-    return {"d": least(d_max, d * k.growth_rate), "d_max": d_max, "d_numerator": numerator}
+    count = choose(size > 0, k.k + 1, k.k)
+    return {"d": least(d_max, d * k.growth_rate), "d_max": d_max, "d_numerator": numerator, "k": count}
 
 
 def _keep(group: dict[str, Any], pairing: Tensor, size: Tensor, skipped: Tensor | None) -> None:

@@ -36,7 +36,10 @@ class Routed(Optimizer):
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
         rows = [(SimpleNamespace(**group), p) for group in self.param_groups for p in group["params"]]
-        if not any(h.use_fallback or getattr(h, "use_muon", None) is not None or p.is_complex() or self.is_matrix(h, p) for h, p in rows):
+        if not any(
+            h.use_fallback or getattr(h, "use_muon", None) is not None or p.is_complex() or self.is_matrix(h, p)
+            for h, p in rows
+        ):
             kind = type(self).__name__
             raise ValueError(
                 f"{kind}: none of the {len(rows)} parameters is a hidden matrix; pass the matrices too, mark the groups "
@@ -54,7 +57,7 @@ class Routed(Optimizer):
         if p.is_complex() or len(shape) < 2:
             return False
         if h.stacked:
-            sides = shape[-2:]
+            sides = (int(shape[-2]), int(shape[-1]))
         elif 1 in shape[:2] or sum(n > 1 for n in shape) < 2:
             return False
         else:
@@ -73,14 +76,14 @@ class Routed(Optimizer):
         raise NotImplementedError
 
     @classmethod
-    def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:  # type: ignore[override]
+    def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
         if not cls.is_matrix(h, p):
             return {"exp_avg": signed(), "exp_avg_sq": positive()}
         matrices_shape(h, p)
         return cls.matrix_slots(h, p)
 
     @classmethod
-    def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:  # type: ignore[override]
+    def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
         if not cls.is_matrix(h, p):
             return {"fallback": True}
         return {"fallback": False, "matrices": matrices_shape(h, p), "matrix_gain": cls.matrix_gain(h, p)}

@@ -213,7 +213,7 @@ class SAM(torch.optim.Optimizer):
             state_dict = hook(self, state_dict) or state_dict
         return state_dict
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state_dict of SAM, or one of the base optimizer alone."""
         given = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
@@ -225,7 +225,8 @@ class SAM(torch.optim.Optimizer):
 
     def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
         """Bytes of state for one parameter, all of them the base optimizer's."""
-        return int(self.base_optimizer.state_bytes(param, group))  # type: ignore[operator]
+        base: Any = self.base_optimizer
+        return int(base.state_bytes(param, group))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"defaults": self.defaults, "base_optimizer": self.base_optimizer, "_origins": self._origins}

@@ -26,7 +26,7 @@ _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
     "RowNorm": (frozenset(("normalized", "transpose")), range(2, 3)),
     "Sign": (frozenset(("normalized",)), range(2, 3)),
     "BiasRMS": (frozenset(), range(6)),
-    "Auto": (frozenset(), range(6)),
+    "Auto": (frozenset(("normalized", "max")), range(6)),
 }
 
 
@@ -120,7 +120,9 @@ class Scion(Optimizer):
         allowed = _NORMS[h.norm][0]
         for name, value in _pairs(h.norm_kwargs):
             if name not in allowed:
-                raise ValueError(f"norm_kwargs has {name!r}, which norm={h.norm!r} has not: {sorted(allowed) or 'none'}")
+                raise ValueError(
+                    f"norm_kwargs has {name!r}, which norm={h.norm!r} has not: {sorted(allowed) or 'none'}"
+                )
             if not isinstance(value, bool):
                 raise ValueError(f"norm_kwargs[{name!r}]={value!r}, expected True or False")
         if not h.momentum > 0:
@@ -132,7 +134,9 @@ class Scion(Optimizer):
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         if p.is_complex() or p.dim() not in _NORMS[h.norm][1]:
             wanted = "/".join(map(str, _NORMS[h.norm][1]))
-            raise ValueError(f"norm={h.norm!r} is for real tensors of {wanted} dimensions, got {p.dtype} {tuple(p.shape)}")
+            raise ValueError(
+                f"norm={h.norm!r} is for real tensors of {wanted} dimensions, got {p.dtype} {tuple(p.shape)}"
+            )
         return {"momentum_buffer": signed()} if h.momentum != 1 else {}
 
     @staticmethod
@@ -140,9 +144,10 @@ class Scion(Optimizer):
         norm = h.norm
         if norm == "Auto":
             norm = "BiasRMS" if p.dim() < 2 else "Spectral" if p.dim() == 2 else "SpectralConv"
-        options = {"normalized": norm != "ColNorm", "transpose": False, "max": False, **dict(h.norm_kwargs)}
+        given = {name: value for name, value in h.norm_kwargs if name in _NORMS[norm][0]}
+        options = {"normalized": norm != "ColNorm", "transpose": False, "max": False, **given}
         sequence = coefficient_sequence(h.ns_coefficients, h.ns_steps)
-        return {"norm": norm, "ns_coefficients": sequence, "polar_gain": _polar_gain(p, options), **options}
+        return {"ball": norm, "ns_coefficients": sequence, "polar_gain": _polar_gain(p, options), **options}
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
@@ -163,7 +168,7 @@ class Scion(Optimizer):
 
 def _corner(m: Tensor, k: Known) -> Tensor:
     """The point of the norm's unit ball that is furthest along m."""
-    if k.norm in ("Spectral", "SpectralConv"):
+    if k.ball in ("Spectral", "SpectralConv"):
         matrix = m.flatten(1)
         # By this form of eps the norm has 1e-7 added to it, as the authors have it, for any shape.
         eps = 1e-7 * (k.shape[0] / math.prod(k.shape[1:])) ** 0.5
@@ -172,14 +177,14 @@ def _corner(m: Tensor, k: Known) -> Tensor:
         )
         return polar.reshape(k.shape) * k.polar_gain
     out, into = (1, 0) if k.transpose else (0, 1)
-    if k.norm == "Sign":
+    if k.ball == "Sign":
         return torch.sign(m) / k.count((into,)) if k.normalized else torch.sign(m)
-    if k.norm == "RowNorm":
+    if k.ball == "RowNorm":
         size = torch.sqrt(k.sums_over((m * m, (into,)))[0])
         size = size * k.count((into,)) ** 0.5 if k.normalized else size
     else:
         size = torch.sqrt(k.means_over((m * m, (out,) if k.ndim else ()))[0])
-        size = size * k.count((into,)) if k.norm == "ColNorm" and k.normalized else size
+        size = size * k.count((into,)) if k.ball == "ColNorm" and k.normalized else size
     return m / size.add_(k.eps)
 
 

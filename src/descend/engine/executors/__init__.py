@@ -32,7 +32,9 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> T
     try:
         return _run(rule, jobs, memory)
     finally:
-        count([job for job in jobs if job.done])
+        done = [job for job in jobs if job.done]
+        for capturable in {bool(job.group["capturable"]) for job in done}:
+            count([job for job in done if bool(job.group["capturable"]) is capturable])
 
 
 def _run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> Totals:

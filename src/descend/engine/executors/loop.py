@@ -39,6 +39,7 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
             partials.append(partial_sums(rule, job, k))
             continue
         for p, g, s in _pieces(job, needs.whole):
+            k.across = OverallKnown(totals)
             advance_stored(rule, job.maths, p, g, s, k)
         job.done = True
     return partials

@@ -45,7 +45,7 @@ def profile(rule: type[Optimizer], job: Job) -> Profile:
     stages = job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
     ndim = job.param.dim()
     shaped = ndim > 1 and (stages or rule.reach == "rows")
-    return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1)
+    return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1)  # type: ignore[arg-type]
 
 
 def flags(job: Job) -> tuple[tuple[str, Any], ...]:
@@ -73,7 +73,7 @@ def _profile(
     )
     p = torch.ones(shape)
     with torch.no_grad():
-        advance(rule, p, torch.ones(shape), State({name: slot.new(p) for name, slot in slots}), k)
+        advance(rule, p, torch.ones(shape), State({name: slot.new(p).to(p.dtype) for name, slot in slots}), k)
     return Profile(tuple(across.rounds), shaped=ndim > 1)
 
 

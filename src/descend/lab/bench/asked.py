@@ -62,10 +62,10 @@ def verdicts(recording: Recording) -> list[Verdict]:
             _per_tensor(recording),
         ),
         _extra(recording),
-        _most("compile, cold, one optimizer", "s", 8.0, [Found(c.cold_s, c.rule) for c in recording.compiles if c.cold_s]),
         _most(
-            "compile, second process", "s", 1.0, [Found(c.warm_s, c.rule) for c in recording.compiles if c.warm_s]
+            "compile, cold, one optimizer", "s", 8.0, [Found(c.cold_s, c.rule) for c in recording.compiles if c.cold_s]
         ),
+        _most("compile, second process", "s", 1.0, [Found(c.warm_s, c.rule) for c in recording.compiles if c.warm_s]),
         _importing(recording),
     ]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
+import torch
 
 from descend.lab.bench import document, page, screen
-from descend.lab.bench.asked import SEEDS
 from descend.lab.bench.peers import chosen
-from descend.lab.bench.recording import Recording, save
+from descend.lab.bench.recording import load, save
 from descend.lab.bench.run import (
     DTYPES,
     EXECUTORS,
@@ -27,41 +27,75 @@ from descend.lab.facts import matching, unknown
 
 DOCUMENT = Path("docs/performance.md")
 IMPORTS = 5
+# Whose compiling is measured with --all: one rule of each reach, and the one with the most passes.
+COMPILED = ("adamw", "lamb", "adafactor", "adamp")
 
 
-def plan(
-    optimizers: str | None,
-    executors: str,
-    dtypes: str,
-    shapes: str,
-    peers: str,
-    rounds: int,
-    device: str,
-    everyone: bool,
-    memory: bool,
-    compiled: bool,
-) -> tuple[list[Task], Settings]:
+@dataclass(frozen=True)
+class Given:
+    """The options of the command line that say what to measure."""
+
+    optimizers: str | None
+    executors: str
+    dtypes: str
+    shapes: str
+    rounds: int
+    peers: str
+    device: str
+    everything: bool
+    memory: bool
+    compiled: bool
+
+
+def bench(given: Given, render: Path | None, json: Path | None, html: Path | None, text: Path | None) -> bool:
+    """Measure, or take what was measured; show it and write the files. False: it was stopped before its end.
+
+    Raises:
+        ValueError: for a name that there isn't, or a file that is no recording.
+    """
+    where = screen.console()
+    if render:
+        found, text = load(render), text or DOCUMENT
+    else:
+        tasks, settings = plan(given)
+        found = new_recording(tasks, settings)
+        with screen.Bar(len(tasks) + len(settings.compiled) + bool(settings.importing), where) as bar:
+            run(tasks, settings, found, bar.watch)
+    screen.show(found, where)
+    if json and json != render:
+        save(found, json)
+    for path, make in ((html, page.html), (text, document.markdown)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(make(found), encoding="utf-8")
+    for path in (json, html, text):
+        if path:
+            where.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    return not found.stopped
+
+
+def plan(given: Given) -> tuple[list[Task], Settings]:
     """The heats of a run and its settings.
 
     Raises:
         ValueError: for a name that there isn't; the message says what there is.
     """
-    others = chosen(peers)
-    usable(device)
-    if everyone:
-        return everything(others), Settings(rounds, device, SEEDS, IMPORTS)
-    rules = names(optimizers)
-    models = listed(shapes)
+    peers = chosen(given.peers)
+    usable(given.device)
+    if given.everything:
+        return everything(peers), Settings(given.rounds, given.device, COMPILED, IMPORTS)
+    rules = names(given.optimizers)
+    models = listed(given.shapes)
     for model in models:
         shapes_of(model)
-    ways = tuple(among(listed(executors), tuple(EXECUTORS), "--executors"))
+    ways = tuple(among(listed(given.executors), tuple(EXECUTORS), "--executors"))
     tasks = [
-        Task(rule, model, dtype, ways, tuple(others))
+        Task(rule, model, dtype, ways, tuple(peers))
         for model in models
-        for dtype in among(listed(dtypes), DTYPES, "--dtypes")
+        for dtype in among(listed(given.dtypes), DTYPES, "--dtypes")
         for rule in rules
     ]
-    return tasks, Settings(0 if memory else rounds, device, tuple(rules) if compiled else ())
+    return tasks, Settings(0 if given.memory else given.rounds, given.device, tuple(rules) if given.compiled else ())
 
 
 def names(words: str | None) -> list[str]:
@@ -106,31 +140,7 @@ def among(words: Sequence[str], known: Sequence[str], option: str) -> Sequence[s
 
 def usable(device: str) -> None:
     """Raise ValueError for a device that is not there."""
-    import torch
-
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def measured(tasks: Sequence[Task], settings: Settings, where: Console) -> Recording:
-    """Carry out a plan under a progress bar."""
-    recording = new_recording(tasks, settings)
-    total = len(tasks) + len(settings.compiled) + bool(settings.importing)
-    with screen.Bar(total, where) as bar:
-        run(tasks, settings, recording, bar.watch)
-    return recording
-
-
-def write(recording: Recording, json: Path | None, html: Path | None, text: Path | None, where: Console) -> None:
-    """Leave the files that were asked for."""
-    if json:
-        save(recording, json)
-    for path, make in ((html, page.html), (text, document.markdown)):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(make(recording), encoding="utf-8")
-    for path in (json, html, text):
-        if path:
-            where.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -79,9 +79,7 @@ def stepping(
     return Contender(optimizer.step, prepare)
 
 
-def reference(
-    shapes: Sequence[tuple[int, ...]], device: torch.device
-) -> tuple[Contender, Contender]:
+def reference(shapes: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Contender, Contender]:
     """torch's fused AdamW and a streaming copy, both float32: what this machine can do right now."""
     params, grads = parameters(shapes, torch.float32, device)
     elements = sum(p.numel() for p in params)
@@ -145,7 +143,7 @@ def extra_bytes(contender: Contender, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with _silence(), profile(profile_memory=True) as recorded:
         contender.step()
-    events = recorded.kineto_results.events()  # type: ignore[union-attr]
+    events = recorded.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     now = most = 0
     for _, change in changes:

@@ -88,7 +88,7 @@ def section(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f'<td{" class=" + cell if cell in ("pass", "miss") else ""}>{escape(cell)}</td>' for cell in row[1:])
+        + "".join(f"<td{' class=' + cell if cell in ('pass', 'miss') else ''}>{escape(cell)}</td>" for cell in row[1:])
         + "</tr>\n"
         for row in table.rows
     )

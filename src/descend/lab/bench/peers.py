@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -58,12 +58,11 @@ class Peer:
         theirs, options = self.names[rule], {**options, **self.extra.get(rule, {})}
         if self.library == "timm":
             named = {name: options[name] for name in ("lr", "weight_decay") if name in options}
-            made: torch.optim.Optimizer = _timm().create_optimizer_v2(params, opt=theirs, **named)
-            return made
+            return cast(torch.optim.Optimizer, _timm().create_optimizer_v2(params, opt=theirs, **named))
         kind = getattr(importlib.import_module(self.module), theirs)
         known = inspect.signature(kind).parameters
         made = kind(params, **{name: value for name, value in options.items() if name in known})
-        return made
+        return cast(torch.optim.Optimizer, made)
 
 
 def _timm() -> types.ModuleType:

@@ -66,10 +66,10 @@ def times(heats: Sequence[Heat]) -> Table:
     head = ["optimizer", "B/element", way_name(first), *more, *map(way_name, others)]
     rows = []
     for heat in heats:
-        line = heat.line(*first)
+        line = heat.line(*first) or Line(*first)
         row = [heat.rule, f"{heat.bytes / heat.elements:.1f}", show_time(heat, line, small)]
         if not small:
-            row += [number(line and line.light, 2), number(line and line.gbps, 1), percent(line and line.share)]
+            row += [number(line.light, 2), number(line.gbps, 1), percent(line.share)]
         rows.append(row + [beside(heat, heat.line(*way), line, small) for way in others])
     notes = [*references(heats), *errors(heats)]
     return Table(f"Step time in {unit}: {model_title(heats[0])}", head, rows, notes)
@@ -82,16 +82,15 @@ def memory(heats: Sequence[Heat]) -> Table:
     head = ["optimizer", "state predicted", "measured", f"{way_name(first)} extra", "of the parameters"]
     rows = []
     for heat in heats:
-        line = heat.line(*first)
-        extra = line.extra_bytes if line else None
+        line = heat.line(*first) or Line(*first)
         size = {"float64": 8, "float32": 4}.get(heat.dtype, 2) * heat.elements
         rows.append(
             [
                 heat.rule,
-                number(per_element(heat, line.predicted_bytes if line else None), 3),
-                number(per_element(heat, line.state_bytes if line else None), 3),
-                show_mib(extra),
-                percent(None if extra is None else extra / size, 2),
+                number(per_element(heat, line.predicted_bytes), 3),
+                number(per_element(heat, line.state_bytes), 3),
+                show_mib(line.extra_bytes),
+                percent(None if line.extra_bytes is None else line.extra_bytes / size, 2),
                 *(show_mib(found.extra_bytes if (found := heat.line(*way)) else None) for way in others),
             ]
         )

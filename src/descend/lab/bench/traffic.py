@@ -132,7 +132,10 @@ def bytes_of(optimizer: Optimizer) -> int:
     """The bytes that one step of an optimizer must move, with gradients of their parameters' dtypes."""
     passes = (*STAGES, *passes_of(type(optimizer)))
     return sum(
-        _bytes(optimizer, p, group, passes) for group in optimizer.param_groups for p in group["params"] if p.requires_grad
+        _bytes(optimizer, p, group, passes)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if p.requires_grad
     )
 
 
