@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from cases import ROWS, Row, variant_id
 from harness import run
+
+import descend
 
 EXECUTORS = (
     pytest.param({"foreach": False}, id="loop", marks=pytest.mark.capability("loop")),
@@ -17,6 +21,18 @@ CASES = [
     if row.name != "Adahessian"
     for options in row.variants
 ]
+
+
+def takes_ns_dtype(row: Row, options: dict) -> bool:
+    """Whether the rule multiplies matrices in bfloat16 unless told otherwise."""
+    return "ns_dtype" not in options and "ns_dtype" in inspect.signature(getattr(descend, row.name)).parameters
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if takes_ns_dtype(row, {})], ids=lambda row: row.name)
+def test_newton_schulz_in_bfloat16_stays_near(row: Row) -> None:
+    result = run(row.name, row.lr, row.variants[0], dtype=torch.float32, steps=10)
+    errors = {key: value for key, value in result.errors().items() if key.endswith(")")}
+    assert max(errors.values()) < 0.05
 
 
 @pytest.mark.parametrize("row, options", CASES)
@@ -32,7 +48,8 @@ def test_float64_matches_the_oracle(row: Row, options: dict, executor: dict) -> 
 @pytest.mark.parametrize("row, options", CASES)
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_float32_matches_the_oracle(row: Row, options: dict, executor: dict) -> None:
-    result = run(row.name, row.lr, options, dtype=torch.float32, **executor)
+    exact = {"ns_dtype": "float32"} if takes_ns_dtype(row, options) else {}
+    result = run(row.name, row.lr, options, dtype=torch.float32, **executor, **exact)
     errors = result.errors()
     worst = max(errors, key=errors.__getitem__)
     assert errors[worst] < row.float32, f"{worst}: {errors[worst]:.1e}"

@@ -54,8 +54,10 @@ def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, T
     """The parameter, gradient and state: at once, or flat in storage order, piece by piece."""
     p, g = values_of(job)
     s = {name: real(job.state[name]) for name in job.slots}
-    flat = not whole and p.numel() > CHUNK and is_dense(p) and all(t.stride() == p.stride() for t in s.values())
-    if not flat:
+    alike = all(slot.like_parameter for slot in job.slots.values()) and all(
+        t.stride() == p.stride() for t in s.values()
+    )
+    if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
         yield p, g, s
         return
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
