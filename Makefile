@@ -18,8 +18,15 @@ $(VENV)/.dev: $(VENV)/.lab
 race: $(VENV)/.lab  ## set up, race eight optimizers on digits, write runs/race/report.html
 	$(VENV)/bin/descend race
 
-test: $(VENV)/.dev  ## set up, run all tests
+test: $(VENV)/.dev  ## set up, run the tests but those marked slow
+	$(RUN) pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.dev  ## the slow ones too: every compiled text
 	$(RUN) pytest -n 2
+
+table: $(VENV)/.dev  ## record which capabilities pass, and write the tables from the record
+	$(RUN) pytest -n 2 -m "capability and not slow" --record-capabilities=docs/capabilities.json
+	$(VENV)/bin/python tools/table.py docs/capabilities.json
 
 check: $(VENV)/.dev  ## lint and types
 	$(RUN) ruff check .

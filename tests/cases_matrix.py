@@ -34,7 +34,7 @@ def random_numbers(shape: tuple[int, ...], *keys: int) -> Array:
 ORACLES.update(Dion=Dion)
 
 ROWS = (
-    Row("Muon", float32=0.1, variants=(
+    Row("Muon", variants=(
         {}, {"nesterov": True}, {"momentum": 0.5}, {"weight_decay": DECAY}, {"ns_steps": 2}, {"ns_steps": 8},
         {"ns_coefficients": "original"}, {"ns_coefficients": "polar_express"}, {"ns_coefficients": "polar_express_safer"},
         {"ns_coefficients": (2.0, -1.5, 0.5)}, {"ns_coefficients": ((3.0, -4.0, 2.0), (2.0, -1.5, 0.5)), "ns_steps": 3},
@@ -47,7 +47,7 @@ ROWS = (
         {"algo": "adamuon", "adjust_lr_fn": None}, {"algo": "adamuon", "conv_mode": "batched"},
         {"algo": "adamuon", "conv_mode": "batched", "adjust_lr_fn": "rms_to_rms", "normalize_spatial": False},
     )),
-    Row("NorMuon", float32=0.1, variants=(
+    Row("NorMuon", variants=(
         {}, {"nesterov": False}, {"momentum": 0.5}, {"beta2": 0.5}, {"weight_decay": DECAY}, {"row_eps": 0.1},
         {"ns_steps": 3}, {"ns_coefficients": "polar_express"}, {"adjust_lr_fn": "match_rms_adamw"}, {"eps": 0.1},
         {"safety_factor": 1.1}, {"eps": 0.1, "scale_eps": True}, {"fallback_lr_scale": 0.3}, {"betas": (0.8, 0.9)},
@@ -56,10 +56,5 @@ ROWS = (
     Row("Dion", float32=5e-4, variants=(
         {}, {"mu": 0.5}, {"rank_fraction": 0.5}, {"rank_fraction": 0.3, "rank_multiple_of": 2}, {"weight_decay": DECAY},
         {"power_iters": 2, "rank_fraction": 0.5}, {"eps": 0.1}, {"betas": (0.5, 0.9)},
-    )),
-    Row("SOAP", variants=(
-        {}, {"precondition_frequency": 1}, {"precondition_frequency": 3}, {"betas": (0.5, 0.9)}, {"shampoo_beta": 0.5},
-        {"eps": 0.1}, {"weight_decay": 0.5}, {"max_precond_dim": 10}, {"precondition_1d": True}, {"normalize_grads": True},
-        {"correct_bias": False}, {"maximize": True},
     )),
 )  # fmt: skip

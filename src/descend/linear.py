@@ -24,48 +24,9 @@ def transpose(x: Tensor) -> Tensor:
     return x.transpose(-2, -1)
 
 
-def along(x: Tensor, factor: Tensor, dim: int) -> Tensor:
-    """x with its dimension `dim` multiplied by the matrix `factor`: yₖ = Σⱼ xⱼ·factorⱼₖ."""
-    return torch.matmul(x.transpose(dim, -1), factor).transpose(dim, -1)
-
-
-def gram(x: Tensor, dim: int) -> Tensor:
-    """x·xᵀ with `dim` as rows and all other dimensions contracted."""
-
-    def of(a: Tensor) -> Tensor:
-        rows = a.transpose(dim, -1).reshape(-1, a.size(dim))
-        return rows.mT @ rows
-
-    return _each(of, x)
-
-
 def orthonormal(x: Tensor) -> Tensor:
     """An orthonormal basis of the columns, by QR."""
     return _each(lambda a: torch.linalg.qr(a).Q, x)
-
-
-def eigenbasis(x: Tensor) -> Tensor:
-    """Eigenvectors of symmetric matrices as columns, those of the largest eigenvalues first."""
-    return _each(lambda a: _eigh(a)[1].flip(-1), x)
-
-
-def inverse_root(x: Tensor, root: int, eps: Any) -> Tensor:
-    """(x + eps·I)^(−1/root) of positive semi-definite matrices; eigenvalues that rounding made negative count as 0."""
-
-    def of(a: Tensor) -> Tensor:
-        values, vectors = _eigh(a)
-        return (vectors * (values.clamp_min(0.0) + eps) ** (-1 / root)) @ transpose(vectors)
-
-    return _each(of, x)
-
-
-def _eigh(x: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        values, vectors = torch.linalg.eigh(x)
-    except torch.linalg.LinAlgError:
-        # The solver may fail to converge on nearly equal eigenvalues, which more digits tell apart.
-        values, vectors = torch.linalg.eigh(x.double())
-    return values.to(x.dtype), vectors.to(x.dtype)
 
 
 def _each(f: Callable[[Tensor], Tensor], x: Any) -> Any:

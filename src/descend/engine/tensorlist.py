@@ -62,7 +62,7 @@ class TensorList:
     # Out of place.
     def __add__(self, other: Any) -> TensorList:
         if isinstance(other, Tensor):  # the multi-tensor form would read it back
-            return TensorList.each(torch.add, self, other)
+            return TensorList(torch._foreach_add(self.tensors, [other] * len(self.tensors)))
         return TensorList(torch._foreach_add(self.tensors, _operand(other)))
 
     def __sub__(self, other: Any) -> TensorList:

@@ -29,7 +29,6 @@ from descend.optimizers.sam import SAM
 from descend.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from descend.optimizers.scion import Scion
 from descend.optimizers.sgd import SGD, SGDW, Lars
-from descend.optimizers.soap import SOAP
 from descend.optimizers.stable_adamw import StableAdamW
 
 __all__ = [
@@ -40,7 +39,6 @@ __all__ = [
     "SGD",
     "SGDP",
     "SGDW",
-    "SOAP",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
