@@ -12,7 +12,7 @@ from harness import Run, run
 from torch._dynamo.utils import counters
 
 import descend
-from descend.engine.executors import fused
+from descend.engine.executors import fused, kernels
 
 
 def flags_of(options: dict) -> tuple:
@@ -52,9 +52,9 @@ def assert_close(result: Run, limit: float) -> None:
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 def test_float32_matches_the_oracle_and_really_compiles(row: Row) -> None:
     skip_matrices(row)
-    before = fused.kernel.cache_info()
+    before = kernels.kernel.cache_info()
     result = run(row.name, row.lr, row.variants[0], dtype=torch.float32, fused=True)
-    after = fused.kernel.cache_info()
+    after = kernels.kernel.cache_info()
     assert_close(result, row.float32)
     assert after.hits + after.misses > before.hits + before.misses
 
@@ -107,7 +107,7 @@ def test_nothing_that_people_do_recompiles(name: str) -> None:
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
     backward(net, 0)
     optimizer.step()
-    compiled, made = counters["stats"]["unique_graphs"], fused.kernel.cache_info().misses
+    compiled, made = counters["stats"]["unique_graphs"], kernels.kernel.cache_info().misses
     extra = torch.nn.Parameter(torch.randn(5))
     for step in range(1, 1001):
         if step % 10 == 1:
@@ -128,7 +128,7 @@ def test_nothing_that_people_do_recompiles(name: str) -> None:
         for group in optimizer.param_groups:
             group["weight_decay"] = 0.1 / step
     assert counters["stats"]["unique_graphs"] == compiled
-    assert fused.kernel.cache_info().misses == made
+    assert kernels.kernel.cache_info().misses == made
 
 
 def test_warm_up_compiles_all_and_touches_nothing() -> None:
@@ -137,10 +137,10 @@ def test_warm_up_compiles_all_and_touches_nothing() -> None:
     report = descend.warm_up(optimizer)
     assert not optimizer.state
     assert "Lion for float32 on cpu" in str(report)
-    made = fused.kernel.cache_info().misses
+    made = kernels.kernel.cache_info().misses
     backward(net, 0)
     optimizer.step()
-    assert fused.kernel.cache_info().misses == made
+    assert kernels.kernel.cache_info().misses == made
 
 
 def test_a_failed_compile_leaves_everything_and_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

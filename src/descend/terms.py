@@ -9,12 +9,30 @@ Buffers, the first arguments of the functions that end in an assignment, change 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Scalar = Any  # float | Tensor of no dimension; Any, since torch types them apart
+
+
+class Quotient(NamedTuple):
+    """gain·x/y, not divided yet: adding it to a tensor saves a pass over memory and a temporary."""
+
+    x: Tensor
+    y: Tensor
+    gain: Scalar = 1.0
+
+    @property
+    def value(self) -> Tensor:
+        """The tensor."""
+        return scale(self.x / self.y, self.gain)
+
+
+def value_of(x: Tensor | Quotient) -> Tensor:
+    """A quotient divided out, a tensor as it is."""
+    return x.value if isinstance(x, Quotient) else x
 
 
 def ema(average: Tensor, x: Tensor, weight: Scalar) -> Tensor:
@@ -31,16 +49,19 @@ def ema_sq(average: Tensor, x: Tensor, weight: Scalar) -> Tensor:
     return average.add_((x * x - average) * weight)
 
 
-def accumulate(buffer: Tensor, factor: Scalar, x: Tensor, gain: Scalar = 1.0) -> Tensor:
+def accumulate(buffer: Tensor, factor: Scalar, x: Tensor | Quotient, gain: Scalar = 1.0) -> Tensor:
     """buffer ← factor·buffer + gain·x."""
     return add_scaled(buffer.mul_(factor), x, gain)
 
 
-def add_scaled(buffer: Tensor, x: Tensor, scale: Scalar) -> Tensor:
+def add_scaled(buffer: Tensor, x: Tensor | Quotient, scale: Scalar) -> Tensor:
     """buffer ← buffer + scale·x."""
+    if isinstance(x, Quotient):
+        scale = scale * x.gain
+        return buffer.addcdiv_(x.x, x.y, value=scale) if isinstance(scale, float) else buffer.add_(x.x / x.y * scale)
     if isinstance(scale, float):
         return buffer.add_(x, alpha=scale)
-    return buffer.add_(x * scale)
+    return buffer.addcmul_(x, scale) if isinstance(x, Tensor) else buffer.add_(x * scale)
 
 
 def add_product(buffer: Tensor, x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
@@ -50,11 +71,14 @@ def add_product(buffer: Tensor, x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
     return buffer.add_(x * y * scale)
 
 
-def plus(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
+def plus(x: Tensor, y: Tensor | Quotient, scale: Scalar) -> Tensor:
     """x + scale·y, a new tensor; x itself where scale is the number 0."""
-    if isinstance(scale, float):
-        return x if scale == 0 else x.add(y, alpha=scale)
-    return x + y * scale
+    if isinstance(scale, float) and scale == 0:
+        return x
+    if isinstance(y, Quotient):
+        factor = scale * y.gain
+        return x.addcdiv(y.x, y.y, value=factor) if isinstance(factor, float) else x + y.x / y.y * factor
+    return x.add(y, alpha=scale) if isinstance(scale, float) else x + y * scale
 
 
 def blend(x: Tensor, y: Tensor, weight: Scalar) -> Tensor:
@@ -71,6 +95,11 @@ def scale(buffer: Tensor, factor: Scalar) -> Tensor:
     return buffer.mul_(factor)
 
 
+def scaled(x: Tensor, factor: Scalar) -> Tensor:
+    """factor·x, x itself where the factor is the number 1."""
+    return x if isinstance(factor, float) and factor == 1 else x * factor
+
+
 def assign(buffer: Tensor, x: Tensor) -> Tensor:
     """buffer ← x."""
     return buffer.copy_(x)
@@ -80,6 +109,19 @@ def root(exp_avg_sq: Tensor, debias: Scalar, eps: Scalar) -> Tensor:
     """√exp_avg_sq · debias + ε, Adam's denominator with debias = 1/√(1 − β₂ᵗ)."""
     denominator = torch.sqrt(exp_avg_sq)
     return scale(denominator, debias).add_(eps)
+
+
+def adam_ratio(m: Tensor, v: Tensor, debias: Scalar, eps: Scalar) -> Quotient:
+    """m/(√v·debias + ε), Adam's direction; ε is divided rather than all of √v multiplied."""
+    return Quotient(m, torch.sqrt(v).add_(eps / debias), 1 / debias)
+
+
+def cube_root(x: Tensor, eps: Scalar) -> Tensor:
+    """∛x + ε of numbers that are not negative."""
+    if torch.compiler.is_compiling():
+        # Compiled, logarithm and exponential are much faster than a power.
+        return torch.exp(torch.log(x) * (1 / 3)) + eps
+    return (x ** (1 / 3)).add_(eps)
 
 
 def running_max(maximum: Tensor, x: Tensor) -> Tensor:
@@ -108,11 +150,11 @@ def choose(condition: Any, a: Any, b: Any) -> Any:
     return torch.where(condition, a, b)
 
 
-def either(flag: Scalar, a: Tensor, b: Tensor) -> Tensor:
+def either(flag: Scalar, a: Any, b: Any) -> Any:
     """a where the scalar flag is 1, b where it is 0."""
     if isinstance(flag, float):
         return a if flag else b
-    return torch.where(flag > 0, a, b)
+    return torch.where(flag > 0, value_of(a), value_of(b))
 
 
 def least(a: Any, b: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ class Job:
         grad: its gradient, which is read only.
         state: the optimizer's own state dict of this parameter.
         traits: its flags that depend on its shape.
+        units: whether all dimensions but the first count as one for the rule, which saves a compiler many loops.
         slots: what the rule declared for it.
         group: the parameter group.
         known: scalars and flags for the text; jobs with the same dict can run as one batch.
@@ -32,6 +32,7 @@ class Job:
     slots: dict[str, Slot]
     group: dict[str, Any]
     traits: tuple[tuple[str, Any], ...]
+    units: bool = False
     grad: Tensor = field(init=False)
     known: dict[str, Any] = field(init=False)
     carried: dict[str, Any] = field(init=False)
@@ -42,27 +43,18 @@ class Job:
         """The dtype that this parameter's arithmetic is done in."""
         return torch.float64 if self.param.dtype in (torch.float64, torch.complex128) else torch.float32
 
+    @property
+    def value(self) -> Tensor:
+        """The parameter as its rule sees it: real, and of two dimensions at most where only units count."""
+        return self.seen(self.param.detach())
 
-def count(jobs: Sequence[Job]) -> None:
-    """Count the step of parameters that have moved, and keep what their scalars carry to the next."""
-    if not jobs:
-        return
-    skipped = jobs[0].known.get("found_inf")
-    torch._foreach_add_([job.state["step"] for job in jobs], 1)
-    if skipped is not None:
-        torch._foreach_sub_([job.state["step"] for job in jobs], [skipped.float()] * len(jobs))
-    for name in jobs[0].carried:
-        held, values = [job.state[name] for job in jobs], [job.carried[name] for job in jobs]
-        if not isinstance(values[0], Tensor):
-            torch._foreach_zero_(held)
-            torch._foreach_add_(held, values)
-        elif skipped is None:
-            torch._foreach_copy_(held, values)
-        else:
-            kept = [torch.where(skipped > 0, before, value) for before, value in zip(held, values, strict=True)]
-            torch._foreach_copy_(held, kept)
-    for job in jobs:
-        job.done = True
+    def seen(self, x: Tensor) -> Tensor:
+        """The parameter, or a tensor that rests in memory as it does, in the shape that the rule sees."""
+        x = real(x)
+        if not self.units or x.dim() < 3 or not is_dense(x):
+            return x
+        length = x.numel() // x.size(0)
+        return x.as_strided((x.size(0), length), (length, 1)) if x.stride(0) == length or x.size(0) == 1 else x
 
 
 def real(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,9 +41,9 @@ class Across:
         """Complete sums over one tensor from sums over the part in hand; dims are those summed, None for all."""
         return partials
 
-    def overall(self, partials: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Complete sums over every tensor of the step."""
-        return partials
+    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Complete sums over every tensor of the step; `begin` gives those over the tensors in hand."""
+        return begin()
 
 
 class OverallKnown(Across):
@@ -53,10 +53,10 @@ class OverallKnown(Across):
         self.totals = totals
         self.asked = 0
 
-    def overall(self, partials: tuple[Any, ...]) -> tuple[Any, ...]:
+    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """What an earlier pass found; a pause where none has yet."""
         if self.asked == len(self.totals):
-            raise Pause(partials)
+            raise Pause(begin())
         self.asked += 1
         return self.totals[self.asked - 1]
 
@@ -127,16 +127,19 @@ class Known:
 
     def overall_sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over the elements of every tensor of this step, of each."""
-        return self.across.overall(tuple(_list_total(x.sum()) for x in xs))
+        return self.across.overall(lambda: tuple(_list_total(x.sum()) for x in xs))
 
     def overall_norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over the elements of every tensor of this step."""
-        return torch.sqrt(self.across.overall((_list_total(_square_sum(x)),))[0])
+        return torch.sqrt(self.across.overall(lambda: (_list_total(_square_sum(x)),))[0])
 
 
 def _square_sum(x: Any) -> Any:
     if torch.compiler.is_compiling():
         return (x * x).sum()
+    if isinstance(x, Tensor) and x.is_contiguous():
+        flat = x.view(-1)
+        return torch.dot(flat, flat)
     norm = torch.linalg.vector_norm(x)
     return norm * norm
 

@@ -22,6 +22,7 @@ from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan
 from descend.engine.slots import Slot
 from descend.engine.text import take
+from descend.terms import Quotient
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
 Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
@@ -44,6 +45,8 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     reach: ClassVar[Reach] = "elementwise"
+    #: Whether a rule of reach "rows" tells no dimensions apart but the first: its sums go over units and over all.
+    by_units: ClassVar[bool] = False
     #: State names that checkpoints of timm or torch use for ours.
     foreign_names: ClassVar[Mapping[str, str]] = {}
     #: State that is kept beside the slots, loaded as it is.
@@ -84,7 +87,7 @@ class Optimizer(torch.optim.Optimizer):
         return {}
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
         """Move the state `s` by the gradient `g` and return the direction in which the parameter descends."""
         raise NotImplementedError("an optimizer defines direction(p, g, s, k), or move(p, g, s, k)")
 
@@ -238,7 +241,7 @@ class Optimizer(torch.optim.Optimizer):
         return plan
 
     def _run(self, jobs: list[Job]) -> executors.Totals:
-        return executors.run(type(self), jobs, self._plan.memory)
+        return executors.run(type(self), jobs, self._plan)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

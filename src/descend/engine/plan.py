@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from descend.engine.counters import Counters
 from descend.engine.job import Job
 from descend.engine.resolved import Resolved
 
@@ -19,10 +20,12 @@ class Plan:
     """Which parameters a step moves, with their state at hand.
 
     Attributes:
+        counters: how often each of them has moved.
         memory: what executors keep between steps, dropped with the jobs.
     """
 
     def __init__(self) -> None:
+        self.counters = Counters()
         self.memory: dict[str, Any] = {}
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
@@ -45,7 +48,7 @@ class Plan:
             self.memory.clear()
             self._groups.clear()
         resolved: dict[int, tuple[Resolved, dict[int, Job]]] = {}
-        jobs = []
+        jobs, on_host = [], []
         for index, position, p, g in found:
             if index not in resolved:
                 resolved[index] = self._group(optimizer, index)
@@ -53,8 +56,14 @@ class Plan:
             job = kept.get(position)
             if job is None or job.param is not p:
                 job = kept[position] = new_job(p, r, optimizer.state[p])
-            prepare(job, g, r)
+            job.grad, job.group, job.done = g, r.group, False
             jobs.append(job)
+            if r.group["capturable"]:
+                tell_on_device(job, r)
+            else:
+                on_host.append((job, r))
+        for (job, r), step in zip(on_host, self.counters.read([job for job, _ in on_host]), strict=True):
+            tell(job, r, step + 1)
         if len(self._states) != len(optimizer.state):
             self._states = list(optimizer.state.values())
         return jobs
@@ -81,8 +90,13 @@ def trial_jobs(optimizer: Optimizer) -> list[Job]:
         r = Resolved(optimizer, group)
         for p in group["params"]:
             if p.requires_grad:
-                jobs.append(new_job(p, r, {}, torch.empty_like(p, device="meta")))
-                prepare(jobs[-1], torch.empty_like(p), r)
+                job = new_job(p, r, {}, torch.empty_like(p, device="meta"))
+                job.grad = torch.empty_like(p)
+                if r.group["capturable"]:
+                    tell_on_device(job, r)
+                else:
+                    tell(job, r, 1.0)
+                jobs.append(job)
     return jobs
 
 
@@ -101,20 +115,21 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], like: Tensor | None =
     for name, slot in slots.items():
         if name not in state:
             state[name] = slot.new(p if like is None else like)
-    return Job(p, state, slots, r.group, tuple(traits.items()))
+    units = r.rule.reach in ("elementwise", "tensor") or r.rule.by_units
+    units = units and all(slot.like_parameter for slot in slots.values())
+    return Job(p, state, slots, r.group, tuple(traits.items()), units)
 
 
-def prepare(job: Job, g: Tensor, r: Resolved) -> None:
-    """Give a job its gradient, and what its rule knows at this step."""
-    job.grad, job.group, job.done = g, r.group, False
-    state = job.state
-    if r.group["capturable"]:
-        t = state["step"].double() + 1
-        carried = {name: state[name] for name in r.rule.carried}
-        job.known, job.carried = r.known(t, carried, dict(job.traits))
-        return
-    before = tuple(state[name].item() for name in r.rule.carried) if r.rule.carried else ()
-    job.known, job.carried = r.at(state["step"].item() + 1, before, job.traits)
+def tell(job: Job, r: Resolved, t: float) -> None:
+    """Give a job what its rule knows at step t."""
+    before = tuple(job.state[name].item() for name in r.rule.carried) if r.rule.carried else ()
+    job.known, job.carried = r.at(t, before, job.traits)
+
+
+def tell_on_device(job: Job, r: Resolved) -> None:
+    """The same where step and carried scalars are tensors, and no number is read back."""
+    carried = {name: job.state[name] for name in r.rule.carried}
+    job.known, job.carried = r.known(job.state["step"].double() + 1, carried, dict(job.traits))
 
 
 def _name(optimizer: Optimizer, index: int, position: int) -> str:

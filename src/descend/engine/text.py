@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.known import Known, State
-from descend.terms import add_scaled, clip_ratio, plus, scale
+from descend.terms import Quotient, add_scaled, clip_ratio, plus, scale, value_of
 
 
 class Rule(Protocol):
@@ -61,15 +61,20 @@ def cast_scalars(k: Known, maths: torch.dtype) -> Known:
     return k
 
 
-def take(p: Tensor, d: Tensor, g: Tensor, k: Known) -> None:
+def take(p: Tensor, d: Tensor | Quotient, g: Tensor, k: Known) -> None:
     """p ← decay·p − step_size·d, with the stages that shape a direction around it."""
-    d = shape_direction(d, g, k)
+    d = shaped(d, g, k)
     if k.hyperball:
-        keep_norm(p, d, k)
+        keep_norm(p, value_of(d), k)
         return
     if k.decay in ("decoupled", "fixed"):
         decay_weights(p, d, k)
     add_scaled(p, d, -k.step_size)
+
+
+def shaped(d: Tensor | Quotient, g: Tensor, k: Known) -> Tensor | Quotient:
+    """The direction after its stages; where there are none, a quotient stays undivided."""
+    return shape_direction(value_of(d), g, k) if k.caution or k.grams or k.update_clip is not None else d
 
 
 def shape_direction(d: Tensor, g: Tensor, k: Known) -> Tensor:
@@ -83,10 +88,10 @@ def shape_direction(d: Tensor, g: Tensor, k: Known) -> Tensor:
     return d
 
 
-def decay_weights(p: Tensor, d: Tensor, k: Known) -> None:
+def decay_weights(p: Tensor, d: Tensor | Quotient, k: Known) -> None:
     """p ← p − amount·p, with the cautious form only where p and d have one sign."""
     if k.cautious_weight_decay:
-        opposed = torch.sign(p * d).clamp_max(0.0)
+        opposed = torch.sign(p * value_of(d)).clamp_max(0.0)
         add_scaled(p, p + p * opposed, -k.decay_amount)
     else:
         scale(p, k.decay_factor)

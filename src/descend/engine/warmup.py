@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from descend.engine.executors import chosen, fused
+from descend.engine.executors.kernels import kernel, signature_of
 from descend.engine.plan import trial_jobs
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ def warm_up(optimizer: Optimizer) -> WarmUp:
         What was compiled and how long each took; print it.
     """
     jobs = [job for job in trial_jobs(optimizer) if chosen(type(optimizer), job) == "fused"]
-    signatures = {fused.signature_of(type(optimizer), job) for job in jobs if fused.compiles(type(optimizer), job)}
+    signatures = {signature_of(type(optimizer), job) for job in jobs if fused.compiles(type(optimizer), job)}
     kernels = []
     for signature in signatures:
         for stage in range(len(signature.rounds) + 1):
             start = time.perf_counter()
-            fused.kernel(signature, stage)
+            kernel(signature, stage)
             kernels.append((signature.describe(stage), time.perf_counter() - start))
     return WarmUp(tuple(kernels))

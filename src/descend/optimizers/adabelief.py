@@ -12,7 +12,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction
-from descend.terms import choose, either, ema, ema_sq, rectify, root, running_max
+from descend.terms import Quotient, adam_ratio, choose, either, ema, ema_sq, rectify, running_max
 
 
 class AdaBelief(Optimizer):
@@ -92,11 +92,11 @@ class AdaBelief(Optimizer):
         return "fixed" if h.fixed_decay else "decoupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
         ema(s.exp_avg, g, k.weight1)
         var = ema_sq(s.exp_avg_var, g - s.exp_avg, k.weight2).add_(k.eps)
         if k.amsgrad:
             largest = running_max(s.max_exp_avg_var, var)
             var = var if k.rectify else largest
-        adapted = s.exp_avg / root(var, k.debias2, k.eps)
+        adapted = adam_ratio(s.exp_avg, var, k.debias2, k.eps)
         return either(k.trusted, adapted, s.exp_avg) if k.rectify else adapted

@@ -12,7 +12,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.slots import Slot, positive, signed
-from descend.terms import blend, clip_ratio, ema, ema_sq, root, running_max
+from descend.terms import Quotient, adam_ratio, blend, clip_ratio, ema, ema_sq, root, running_max
 
 
 def moments(g: Tensor, s: State, k: Known, weights: tuple[Any, Any] | None = None) -> None:
@@ -22,10 +22,13 @@ def moments(g: Tensor, s: State, k: Known, weights: tuple[Any, Any] | None = Non
     ema_sq(s.exp_avg_sq, g, weight2)
 
 
-def denominator(s: State, k: Known) -> Tensor:
-    """√v̂ + ε, with the largest v so far under AMSGrad."""
+def adapted(m: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
+    """m/(√v̂ + ε), with the largest v so far under AMSGrad, and no smaller than g/clipping_threshold asks for."""
     v = running_max(s.max_exp_avg_sq, s.exp_avg_sq) if k.amsgrad else s.exp_avg_sq
-    return root(v, k.debias2, k.eps)
+    if k.clipping_threshold is None:
+        return adam_ratio(m, v, k.debias2, k.eps)
+    denom = root(v, k.debias2, k.eps)
+    return Quotient(m, denom * clip_ratio(k.rms(g / denom), k.clipping_threshold))
 
 
 def bias_correction(t: Any, h: Any) -> dict[str, Any]:
@@ -94,12 +97,9 @@ class AdamW(Optimizer):
         return {**corrected, "gain": corrected["debias1"]}
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         moments(g, s, k)
-        denom = denominator(s, k)
-        if k.clipping_threshold is not None:
-            denom = denom * clip_ratio(k.rms(g / denom), k.clipping_threshold)
-        return s.exp_avg / denom
+        return adapted(s.exp_avg, g, s, k)
 
 
 class Adam(AdamW):
@@ -194,9 +194,6 @@ class NAdamW(AdamW):
         super().__init__(params, lr, betas, eps, weight_decay, clipping_threshold=clipping_threshold, **common)
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         moments(g, s, k)
-        denom = denominator(s, k)
-        if k.clipping_threshold is not None:
-            denom = denom * clip_ratio(k.rms(g / denom), k.clipping_threshold)
-        return blend(s.exp_avg, g, k.weight1) / denom
+        return adapted(blend(s.exp_avg, g, k.weight1), g, s, k)

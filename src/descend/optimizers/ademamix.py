@@ -13,7 +13,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
-from descend.terms import choose, ema, ema_sq, least, plus, root
+from descend.terms import Quotient, adam_ratio, choose, ema, ema_sq, least, plus
 
 
 class AdEMAMix(Optimizer):
@@ -92,11 +92,12 @@ class AdEMAMix(Optimizer):
         }
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         ema(s.exp_avg_fast, g, k.weight1)
         ema(s.exp_avg_slow, g, k.weight3)
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        return plus(s.exp_avg_fast * k.debias1, s.exp_avg_slow, k.mix) / root(s.exp_avg_sq, k.debias2, k.eps)
+        mixed = plus(s.exp_avg_fast * k.debias1, s.exp_avg_slow, k.mix)
+        return adam_ratio(mixed, s.exp_avg_sq, k.debias2, k.eps)
 
 
 def _on_the_way(start: Any, end: Any, part: Any) -> Any:

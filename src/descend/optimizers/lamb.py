@@ -13,9 +13,9 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, shape_direction
+from descend.engine.text import decay_weights, shaped
 from descend.optimizers.adam import bias_correction
-from descend.terms import accumulate, add_scaled, clip_ratio, either, ema_sq, plus, root, scale, trust_ratio
+from descend.terms import accumulate, adam_ratio, add_product, clip_ratio, either, ema_sq, plus, trust_ratio, value_of
 
 
 class Lamb(Optimizer):
@@ -101,14 +101,14 @@ class Lamb(Optimizer):
             g = g / clip_ratio(k.overall_norm(g), k.max_grad_norm)
         accumulate(s.exp_avg, k.beta1, g, k.weight3)
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        u = scale(s.exp_avg / root(s.exp_avg_sq, k.debias2, k.eps), k.debias1)
-        u = shape_direction(u, g, k)
+        d = shaped(adam_ratio(s.exp_avg, s.exp_avg_sq, k.debias2 / k.debias1, k.eps / k.debias1), g, k)
         if k.decoupled_decay:
-            decay_weights(p, u, k)
+            decay_weights(p, d, k)
+            u = value_of(d)
         else:
-            u = plus(u, p, k.weight_decay)
+            u = plus(p * k.weight_decay, d, 1.0)
         p_norm, u_norm = k.norms(p, u)
         ratio = trust_ratio(p_norm, u_norm)
         if k.trust_clip:
             ratio = torch.clamp(ratio, max=1.0)
-        add_scaled(p, either(k.adapts, u * ratio, u), -k.lr)
+        add_product(p, u, either(k.adapts, ratio, torch.ones_like(ratio)), -k.lr)

@@ -13,7 +13,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import shape_direction
-from descend.terms import add_product, add_scaled, assign, ema, scale
+from descend.terms import Quotient, add_product, add_scaled, assign, cube_root, ema, plus, scale
 
 
 class MADGRAD(Optimizer):
@@ -86,17 +86,13 @@ class MADGRAD(Optimizer):
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
         if k.decay == "decoupled":
             scale(p, k.decay_factor)
-        x0 = s.x0 if "x0" in s else p + s.s / _cube_root(s.grad_sum_sq, k.eps)
+        x0 = s.x0 if "x0" in s else plus(p, Quotient(s.s, cube_root(s.grad_sum_sq, k.eps)), 1.0)
         add_scaled(s.s, g, k.dual_weight)
         add_product(s.grad_sum_sq, g, g, k.dual_weight)
-        z = x0 - s.s / _cube_root(s.grad_sum_sq, k.eps)
+        z = plus(x0, Quotient(s.s, cube_root(s.grad_sum_sq, k.eps)), -1.0)
         if k.caution or k.grams or k.update_clip is not None:
             z = p - shape_direction(p - z, g, k)
         if "x0" in s:
             ema(p, z, k.pull)
         else:
             assign(p, z)
-
-
-def _cube_root(grad_sum_sq: Tensor, eps: Any) -> Tensor:
-    return (grad_sum_sq ** (1 / 3)).add_(eps)

@@ -13,7 +13,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction, moments
-from descend.terms import plus, root
+from descend.terms import Quotient, adam_ratio, blend
 
 
 class NAdam(Optimizer):
@@ -76,9 +76,9 @@ class NAdam(Optimizer):
         return "decoupled" if h.decoupled_weight_decay else "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         moments(g, s, k)
-        return plus(s.exp_avg * k.share_m, g, k.share_g) / root(s.exp_avg_sq, k.debias2, k.eps)
+        return adam_ratio(blend(s.exp_avg, g, k.share_g), s.exp_avg_sq, k.debias2, k.eps)
 
 
 class Nadam(NAdam):
@@ -128,8 +128,9 @@ class Nadam(NAdam):
 
 
 def momentum_schedule(t: Any, beta1: Any, decay: Any, c: Any) -> dict[str, Any]:
-    """The shares of the gradient and of its average in NAdam's step; carries the product of the momenta."""
+    """The gradient's share in NAdam's step, and the sum of its and of its average's; carries the product of momenta."""
     now = beta1 * (1 - 0.5 * 0.96 ** (t * decay))
     ahead = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * decay))
     c.mu_product = c.mu_product * now
-    return {"share_g": (1 - now) / (1 - c.mu_product), "share_m": ahead / (1 - c.mu_product * ahead)}
+    of_gradient, of_average = (1 - now) / (1 - c.mu_product), ahead / (1 - c.mu_product * ahead)
+    return {"share_g": of_gradient / (of_gradient + of_average), "gain": of_gradient + of_average}

@@ -12,7 +12,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, signed
-from descend.terms import accumulate, plus, running_max
+from descend.terms import accumulate, add_scaled, running_max
 
 
 class NvNovoGrad(Optimizer):
@@ -86,7 +86,5 @@ class NvNovoGrad(Optimizer):
         v.copy_(torch.where(v > 0, v * k.beta2 + g_sq * (1 - k.beta2), g_sq))
         if k.amsgrad:
             v = running_max(s.max_exp_avg_sq, v)
-        normalised = g / (torch.sqrt(v) + k.eps)
-        if k.decay == "own":
-            normalised = plus(normalised, p, k.weight_decay)
-        return accumulate(s.exp_avg, k.beta1, normalised, k.weight1)
+        accumulate(s.exp_avg, k.beta1, g, k.weight1 / (torch.sqrt(v) + k.eps))
+        return add_scaled(s.exp_avg, p, k.weight1 * k.weight_decay) if k.decay == "own" else s.exp_avg

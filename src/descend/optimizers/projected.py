@@ -97,6 +97,7 @@ class AdamP(Optimizer):
     refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
 
     reach: ClassVar[Reach] = "rows"
+    by_units: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -166,6 +167,7 @@ class SGDP(Optimizer):
     refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
 
     reach: ClassVar[Reach] = "rows"
+    by_units: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction, moments
-from descend.terms import choose, either, rectify, root
+from descend.terms import Quotient, adam_ratio, choose, either, rectify
 
 
 class RAdam(Optimizer):
@@ -77,6 +77,6 @@ class RAdam(Optimizer):
         return "decoupled" if h.decoupled_weight_decay else "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
         moments(g, s, k)
-        return either(k.trusted, s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), s.exp_avg)
+        return either(k.trusted, adam_ratio(s.exp_avg, s.exp_avg_sq, 1.0, k.eps), s.exp_avg)

@@ -13,7 +13,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.slots import Slot, positive, signed
-from descend.terms import accumulate, ema, ema_sq
+from descend.terms import Quotient, accumulate, ema, ema_sq
 
 
 def running_slots(h: Any, square_avg: float) -> dict[str, Slot]:
@@ -102,11 +102,11 @@ class RMSpropTF(Optimizer):
         return "decoupled" if h.decoupled_decay else "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
         avg = variance(g, s, k)
         if k.centered:
             avg = avg.clamp_min(0.0)
-        d = g / torch.sqrt(avg + k.eps)
+        d = Quotient(g, torch.sqrt(avg + k.eps))
         if "momentum_buffer" not in s:
             return d
         return accumulate(s.momentum_buffer, k.momentum, d, k.rate_inside)
@@ -170,9 +170,9 @@ class RMSprop(Optimizer):
         return "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
         avg = variance(g, s, k)
         if k.centered:
             avg = avg.clamp_min(0.0)
-        d = g / torch.sqrt(avg).add_(k.eps)
+        d = Quotient(g, torch.sqrt(avg).add_(k.eps))
         return accumulate(s.momentum_buffer, k.momentum, d) if "momentum_buffer" in s else d

@@ -16,7 +16,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.slots import Slot, position, positive
 from descend.engine.text import shape_direction
-from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root
+from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root, value_of
 
 
 class ScheduleFree(Optimizer):
@@ -51,7 +51,7 @@ class ScheduleFree(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        u = shape_direction(cls.direction(p, g, s, k), g, k)
+        u = shape_direction(value_of(cls.direction(p, g, s, k)), g, k)
         decayed = p + p * torch.sign(p * u).clamp_max(0.0) if k.cautious_weight_decay else p
         u = plus(u, decayed, k.pull)
         ema(p, s.z, k.share)

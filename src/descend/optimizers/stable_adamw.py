@@ -14,7 +14,7 @@ from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import take
 from descend.optimizers.adam import moments
-from descend.terms import clip_ratio, root
+from descend.terms import adam_ratio, clip_ratio
 
 
 class StableAdamW(Optimizer):
@@ -79,4 +79,4 @@ class StableAdamW(Optimizer):
         slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)
         amount = k.decay_amount / slower
         slowed = k.but(step_size=k.step_size / slower, decay_amount=amount, decay_factor=1 - amount)
-        take(p, s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), g, slowed)
+        take(p, adam_ratio(s.exp_avg, s.exp_avg_sq, 1.0, k.eps), g, slowed)

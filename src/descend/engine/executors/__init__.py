@@ -10,57 +10,64 @@ from torch import Tensor
 
 from descend.engine.executors import foreach, fused, loop
 from descend.engine.executors.profile import profile
-from descend.engine.job import Job, count
+from descend.engine.job import Job
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
+    from descend.engine.plan import Plan
 
+Way = Literal["loop", "foreach", "fused", "empty"]
 Totals = list[tuple[Tensor, ...]]
 
 
-def run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> Totals:
+def run(rule: type[Optimizer], jobs: list[Job], plan: Plan) -> Totals:
     """Carry all jobs over one step, in as many passes as the rule asks for sums over all tensors.
 
     Args:
         rule: the optimizer's class.
         jobs: the parameters to move.
-        memory: what executors keep from step to step.
+        plan: where these come from, which keeps what executors remember from step to step.
 
     Returns:
         The sums over all tensors that the text asked for, a tuple a round.
     """
-    try:
-        return _run(rule, jobs, memory)
-    finally:
-        done = [job for job in jobs if job.done]
-        for capturable in {bool(job.group["capturable"]) for job in done}:
-            count([job for job in done if bool(job.group["capturable"]) is capturable])
-
-
-def _run(rule: type[Optimizer], jobs: Sequence[Job], memory: dict[str, Any]) -> Totals:
-    ways: dict[str, list[Job]] = {"loop": [], "foreach": [], "fused": []}
-    for job in jobs:
-        if job.param.numel() == 0:
-            job.done = True
-        else:
-            ways[chosen(rule, job)].append(job)
+    ways = _ways(rule, jobs, plan.memory)
     totals: Totals = []
-    while True:
-        partials = [
-            *loop.run(rule, _waiting(ways["loop"]), totals),
-            *foreach.run(rule, _waiting(ways["foreach"]), totals),
-            *fused.run(rule, _waiting(ways["fused"]), totals, memory),
-        ]
-        if not partials:
-            return totals
-        totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
+    try:
+        while True:
+            partials = [
+                *loop.run(rule, _waiting(ways["loop"]), totals),
+                *foreach.run(rule, _waiting(ways["foreach"]), totals),
+                *fused.run(rule, _waiting(ways["fused"]), totals, plan.memory),
+            ]
+            if not partials:
+                break
+            totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
+        for job in ways["empty"]:
+            job.done = True
+    finally:
+        plan.counters.count(jobs if all(job.done for job in jobs) else [job for job in jobs if job.done])
+    return totals
+
+
+def _ways(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> dict[Way, list[Job]]:
+    """The jobs by how they are carried, as before where they are the same."""
+    before = memory.get("ways")
+    if before is not None and before[0] == jobs:
+        ways: dict[Way, list[Job]] = before[1]
+        return ways
+    ways = {"loop": [], "foreach": [], "fused": [], "empty": []}
+    for job in jobs:
+        ways["empty" if job.param.numel() == 0 else chosen(rule, job)].append(job)
+    memory["ways"] = jobs, ways
+    return ways
 
 
 def _waiting(jobs: list[Job]) -> list[Job]:
     return jobs if not any(job.done for job in jobs) else [job for job in jobs if not job.done]
 
 
-def chosen(rule: type[Optimizer], job: Job) -> Literal["loop", "foreach", "fused"]:
+def chosen(rule: type[Optimizer], job: Job) -> Way:
     """How this parameter is carried: as its group asks, else as torch decides for the device."""
     if job.group["fused"]:
         return "fused"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
 
 # Elements a piece: large enough to hide the calls, small enough that temporaries are reused from cache.
-CHUNK = 1 << 17
+CHUNK = 1 << 20
 
 
 def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
@@ -27,14 +27,14 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
         The partial sums of the jobs that stopped there.
     """
     partials: list[tuple[Any, ...]] = []
-    shared: dict[tuple[int, int], tuple[Profile, Known]] = {}
+    shared: dict[tuple[int, int, bool], tuple[Profile, Known]] = {}
     for job in jobs:
-        key = id(job.known), job.param.dim()
+        key = id(job.known), job.param.dim(), job.units
         if key not in shared:
             shared[key] = profile(rule, job), _known(job)
         needs, k = shared[key]
         k.across = OverallKnown(totals)
-        k.measure(real(job.param))
+        k.measure(job.value)
         if needs.overall > len(totals):
             partials.append(partial_sums(rule, job, k))
             continue
@@ -58,7 +58,8 @@ def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, T
         t.stride() == p.stride() for t in s.values()
     )
     if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
-        yield p, g, s
+        seen = job.seen if alike else real
+        yield seen(p), seen(g), {name: seen(t) for name, t in s.items()}
         return
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
     for start in range(0, p.numel(), CHUNK):

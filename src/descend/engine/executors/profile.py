@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +23,16 @@ Scope = Literal["own", "overall"]
 
 @dataclass(frozen=True)
 class Profile:
-    """The rounds of sums in a text, in order, each with its number of sums, and whether it needs the shape."""
+    """What a text asks for.
+
+    Attributes:
+        rounds: the rounds of sums over a parameter's elements, in order, each with its number of sums.
+        small: for every round over one tensor, whether it only adds up what earlier rounds gave, and so is not listed.
+        shaped: whether the text needs the parameter's shape.
+    """
 
     rounds: tuple[tuple[Scope, int], ...] = ()
+    small: tuple[bool, ...] = ()
     shaped: bool = False
 
     @property
@@ -43,7 +51,7 @@ def profile(rule: type[Optimizer], job: Job) -> Profile:
     if rule.reach == "matrix":
         return Profile(shaped=True)
     stages = job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
-    ndim = job.param.dim()
+    ndim = job.value.dim()
     shaped = ndim > 1 and (stages or rule.reach == "rows")
     return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1)  # type: ignore[arg-type]
 
@@ -66,7 +74,7 @@ def _profile(
     slots: tuple[tuple[str, Slot], ...],
     ndim: int,
 ) -> Profile:
-    across = _Counting()
+    across = _Counting(ndim)
     shape = (2,) * ndim
     k = Known(
         {**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": float(2**ndim), "ndim": ndim, "shape": shape}, across
@@ -74,17 +82,25 @@ def _profile(
     p = torch.ones(shape)
     with torch.no_grad():
         advance(rule, p, torch.ones(shape), State({name: slot.new(p).to(p.dtype) for name, slot in slots}), k)
-    return Profile(tuple(across.rounds), shaped=ndim > 1)
+    return Profile(tuple(across.rounds), tuple(across.small), shaped=ndim > 1)
 
 
 class _Counting(Across):
-    def __init__(self) -> None:
+    """Notes the rounds of a text that runs on a tensor of two elements along each dimension."""
+
+    def __init__(self, ndim: int) -> None:
+        self.ndim = ndim
         self.rounds: list[tuple[Scope, int]] = []
+        self.small: list[bool] = []
 
     def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
-        self.rounds.append(("own", len(partials)))
+        small = all(d is not None and x.numel() << len(d) < 1 << self.ndim for x, d in zip(partials, dims, strict=True))
+        self.small.append(small)
+        if not small:
+            self.rounds.append(("own", len(partials)))
         return partials
 
-    def overall(self, partials: tuple[Any, ...]) -> tuple[Any, ...]:
+    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        partials = begin()
         self.rounds.append(("overall", len(partials)))
         return partials

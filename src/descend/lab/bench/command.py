@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from descend import list_optimizers
 from descend.lab.bench import document, page, screen
 from descend.lab.bench.peers import chosen
 from descend.lab.bench.recording import load, save
@@ -111,6 +112,8 @@ def names(words: str | None) -> list[str]:
     for word in listed(words.lower()):
         hits = matching(every, word) if any(sign in word for sign in "*?[") else [word]
         for name in hits:
+            if name in list_optimizers() and name not in every:
+                raise ValueError(f"{name!r} is another package's; the bench times optimizers of this one")
             if message := unknown(name, every):
                 raise ValueError(message)
             if name not in every:
@@ -127,11 +130,13 @@ def listed(words: str) -> list[str]:
 
 
 def among(words: Sequence[str], known: Sequence[str], option: str) -> Sequence[str]:
-    """The words, if all of them are known.
+    """The words, if there are any and all of them are known.
 
     Raises:
         ValueError: if not.
     """
+    if not words:
+        raise ValueError(f"{option} is empty, expected some of {', '.join(known)}")
     for word in words:
         if word not in known:
             raise ValueError(f"{option} has {word!r}, expected some of {', '.join(known)}")

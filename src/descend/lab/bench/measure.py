@@ -35,6 +35,7 @@ class Contender:
     first_s: float = 0.0
     planned: int = 0
     times: list[float] = field(default_factory=list)
+    failure: Exception | None = None
 
     @property
     def ms(self) -> float | None:
@@ -108,7 +109,10 @@ def interleave(contenders: Sequence[Contender], rounds: int, device: torch.devic
             turn = [c for c in contenders if number * c.planned % rounds < c.planned]
             shuffle(turn)
             for contender in turn:
-                contender.times.append(_timed(contender, device))
+                try:
+                    contender.times.append(_timed(contender, device))
+                except Exception as error:  # whatever another library raises must not end the run
+                    contender.failure, contender.planned = error, 0
     finally:
         if collects:
             gc.enable()

@@ -37,6 +37,8 @@ EXECUTORS = {
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LR, WEIGHT_DECAY = 1e-4, 1e-2
 
+Entered = tuple[Line, measure.Contender, torch.optim.Optimizer]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -135,6 +137,7 @@ def run(
                 watch(f"{task.rule} on {task.model}, {task.dtype}")
                 with _cache(caches.get(task.rule)):
                     recording.heats.append(heat(task, settings.rounds, device))
+                gc.collect()  # optimizers are in cycles with their hooks
     except KeyboardInterrupt:
         recording.stopped = True
     finally:
@@ -167,7 +170,7 @@ def heat(task: Task, rounds: int, device: torch.device) -> Heat:
     """Make all contenders of a rule, let them step in turn, then measure what a step allocates."""
     shapes, dtype = shapes_of(task.model), getattr(torch, task.dtype)
     result = _described(task, shapes, dtype)
-    entered: list[tuple[Line, measure.Contender, torch.optim.Optimizer]] = []
+    entered: list[Entered] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peers deprecate, and complain about the CPU
         for line, make in _entries(task):
@@ -178,22 +181,28 @@ def heat(task: Task, rounds: int, device: torch.device) -> Heat:
                 contender = measure.stepping(optimizer, params, grads, result.second_order)
                 measure.warm(contender, rounds, device)
             except Exception as error:  # whatever another library raises must not end the run
-                line.error = f"{type(error).__name__}: {scrubbed(error)}"
+                line.error = told(error)
                 continue
             entered.append((line, contender, optimizer))
         if rounds:
             _time(result, entered, rounds, shapes, device)
         for line, contender, optimizer in entered:
+            if contender.failure:
+                line.error = told(contender.failure)
+                continue
             line.first_s = contender.first_s
             line.state_bytes = measure.state_bytes(optimizer)
+            line.extra_bytes = measure.extra_bytes(contender, device)
             if isinstance(optimizer, Optimizer):
                 line.predicted_bytes = sum(
                     optimizer.state_bytes(p, group) for group in optimizer.param_groups for p in group["params"]
                 )
-            line.extra_bytes = measure.extra_bytes(contender, device)
-    del entered
-    gc.collect()
     return result
+
+
+def told(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {scrubbed(error)}"
 
 
 def _described(task: Task, shapes: Shapes, dtype: torch.dtype) -> Heat:
@@ -230,7 +239,7 @@ def _entries(task: Task) -> Iterator[tuple[Line, Make]]:
 
 def _time(
     result: Heat,
-    entered: Sequence[tuple[Line, measure.Contender, torch.optim.Optimizer]],
+    entered: Sequence[Entered],
     rounds: int,
     shapes: Shapes,
     device: torch.device,

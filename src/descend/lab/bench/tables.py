@@ -110,11 +110,12 @@ def compiles(recording: Recording) -> Table:
     return Table("Compiling, each optimizer in processes of its own", head, rows, notes)
 
 
-def ways(heats: Iterable[Heat]) -> tuple[Way, list[Way]]:
+def ways(heats: Sequence[Heat]) -> tuple[Way, list[Way]]:
     """Our first way to run, fused if it is there, and all others: ours, then the peers'."""
     found = list(dict.fromkeys((line.library, line.how) for heat in heats for line in heat.lines))
     mine = sorted((way for way in found if way[0] == "descend"), key=lambda way: way[1] != "fused")
-    return mine[0], [*mine[1:], *(way for way in found if way[0] != "descend")]
+    there = {(line.library, line.how) for heat in heats for line in heat.lines if not line.error}
+    return mine[0], [way for way in (*mine[1:], *(way for way in found if way[0] != "descend")) if way in there]
 
 
 def way_name(way: Way) -> str:

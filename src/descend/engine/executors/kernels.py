@@ -1,0 +1,267 @@
+"""Kernels: the text of a step, compiled for many parameters a call, so that no schedule ever recompiles it.
+
+Parameters go in as flat views with dynamic lengths, scalars as one small table, a row a parameter. A text that asks for
+sums is compiled once for every round, up to where it asks, on copies of the state that the compiler optimises away, and
+last as a whole: no direction is ever stored.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.executors.profile import Profile, Scope, flags, profile, scalars
+from descend.engine.job import Job
+from descend.engine.known import Across, Dims, Known, State
+from descend.engine.slots import Slot
+from descend.engine.text import advance, advance_stored, cast_scalars
+
+if TYPE_CHECKING:
+    from descend.engine.optimizer import Optimizer
+
+# Parameters a call. A compiled function takes a fixed number; fewer are filled up with scratch.
+BUNDLE = 8
+_PATIENCE = 2.0  # seconds of silence before a compile announces itself
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All that a kernel depends on, and so its key: its guards are switched off."""
+
+    rule: type[Optimizer]
+    flags: tuple[tuple[str, Any], ...]
+    scalars: tuple[str, ...]
+    slots: tuple[tuple[str, Slot, torch.dtype], ...]
+    param_dtype: torch.dtype
+    grad_dtype: torch.dtype
+    maths: torch.dtype
+    device: torch.device
+    rounds: tuple[tuple[Scope, int], ...]
+    small: tuple[bool, ...]
+    order: tuple[int, ...] | None
+
+    @property
+    def shaped(self) -> bool:
+        """Whether parameters go in with their shape; the order of their dimensions in memory is then fixed."""
+        return self.order is not None
+
+    def describe(self, stage: int) -> str:
+        """A line for people: the rule, the pass, the dtype and the device."""
+        passes = f", pass {stage + 1} of {len(self.rounds) + 1}" if self.rounds else ""
+        return f"{self.rule.__name__} for {str(self.param_dtype).removeprefix('torch.')} on {self.device}{passes}"
+
+    @property
+    def bundle(self) -> int:
+        """Parameters a call: one where the text needs their shapes."""
+        return 1 if self.shaped else BUNDLE
+
+
+def signature_of(rule: type[Optimizer], job: Job) -> Signature:
+    """The kernel that serves this job."""
+    needs: Profile = profile(rule, job)
+    value = job.value
+    slots = tuple((name, slot, job.state[name].dtype) for name, slot in job.slots.items())
+    dtypes = job.param.dtype, job.grad.dtype, job.maths
+    order = _memory_order(value) if needs.shaped else None
+    return Signature(rule, flags(job), scalars(job), slots, *dtypes, job.param.device, needs.rounds, needs.small, order)
+
+
+def _memory_order(x: Tensor) -> tuple[int, ...]:
+    """The dimensions from the slowest to the fastest in memory."""
+    if x.is_contiguous():
+        return tuple(range(x.dim()))
+    return tuple(sorted(range(x.dim()), key=lambda d: -x.stride()[d]))
+
+
+def blank(
+    signature: Signature, shapes: Sequence[tuple[int, ...]]
+) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+    """Zeros for parameters of these shapes, their gradients and their state."""
+    order = signature.order or tuple(range(len(shapes[0])))
+
+    def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        value = torch.zeros([shape[d] for d in order], dtype=_real(dtype), device=signature.device)
+        return value.permute([order.index(d) for d in range(len(order))])
+
+    params = [zeros(shape, signature.param_dtype) for shape in shapes]
+    grads = [zeros(shape, signature.grad_dtype) for shape in shapes]
+    state = [
+        [
+            zeros(p.shape, dtype)
+            if slot.like_parameter
+            else torch.zeros(slot.shape_for(p) or (1,), dtype=dtype, device=signature.device)
+            for p in params
+        ]
+        for _, slot, dtype in signature.slots
+    ]
+    return params, grads, state
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+class _Replay(Across):
+    """Answers the rounds that are known; notes what the first unknown one asks for, and lets the text run out.
+
+    Sums of what are sums themselves are taken at once: the numbers are all in hand.
+    """
+
+    def __init__(self, known: Sequence[Any], small: Sequence[bool]) -> None:
+        self.known = known
+        self.asked = 0
+        self.small = iter(small)
+        self.partials: tuple[Any, ...] | None = None
+
+    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        return partials if next(self.small) else self.overall(lambda: partials)
+
+    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        if self.asked < len(self.known):
+            self.asked += 1
+            return tuple(self.known[self.asked - 1])
+        partials = begin()
+        if self.partials is None:
+            self.partials = partials
+        return partials
+
+
+def _text(signature: Signature, stage: int) -> Callable[..., Any]:
+    """The function that is compiled: stage by stage up to the sums that it asks for, last of all the whole step."""
+    rule, maths, names, shaped = signature.rule, signature.maths, signature.scalars, signature.shaped
+    fixed = dict(signature.flags)
+    final = stage == len(signature.rounds)
+    scopes = tuple(scope for scope, _ in signature.rounds[:stage])
+    slot_names = tuple(name for name, _, _ in signature.slots)
+    # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
+    single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
+    count = signature.bundle
+
+    def step(params: Any, grads: Any, state: Any, table: Any, sums: Any) -> Any:
+        found = []
+        for i in range(count):
+            p, g = params[i], grads[i]
+            row = table[i].unbind(0)
+            s = {n: column[i][0] if n in single else column[i] for n, column in zip(slot_names, state, strict=True)}
+            answers = [
+                total[0].unbind(0) if scope == "overall" else total if shaped else total[0][i].unbind(0)
+                for scope, total in zip(scopes, sums, strict=True)
+            ]
+            across = _Replay(answers, signature.small)
+            k = Known({**fixed, "numel": p.numel(), "ndim": p.dim(), "shape": p.shape}, across)
+            for name, value in zip(names, row, strict=True):
+                setattr(k, name, value)
+            cast_scalars(k, maths)
+            if final:
+                advance_stored(rule, maths, p, g, s, k)
+            else:
+                copies = State({name: t.to(maths, copy=True) for name, t in s.items()})
+                advance(rule, p.to(maths, copy=True), g.to(maths), copies, k)
+                found.append(across.partials)
+        if final:
+            return None
+        if shaped:
+            return found[0]
+        return torch.stack([torch.stack(list(partials or ())) for partials in found])
+
+    # A code object of its own: the compiler counts its entries, and limits them, by code object.
+    code = step.__code__.replace(co_name=f"{rule.__name__}_{stage}")
+    return types.FunctionType(code, step.__globals__, code.co_name, None, step.__closure__)
+
+
+class Kernel:
+    """A compiled text.
+
+    Attributes:
+        code: the compiled code itself. Dynamo's entry would check guards, and look up every size through Python
+            helpers, 8 µs a tensor; the signature already carries what guards would protect.
+    """
+
+    def __init__(self, code: Callable[[list[Any]], Any], sources: Sequence[str]) -> None:
+        self.code = code
+        self._gather = eval(f"lambda L: [{', '.join(sources)}]")
+
+    def arrange(self, params: Any, grads: Any, state: Any, table: Any, sums: Any) -> list[Any]:
+        """All arguments in one list."""
+        arguments: list[Any] = self._gather(
+            {"params": params, "grads": grads, "state": state, "table": table, "sums": sums}
+        )
+        return arguments
+
+
+@cache
+def kernel(signature: Signature, stage: int) -> Kernel:
+    """The compiled text, having run once on scratch of distinct lengths so that the compiler ties none together."""
+    captured: list[Kernel] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        from torch._functorch import config as tracing
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+        def inner(*args: Any, **options: Any) -> Any:
+            made: Any = compile_fx_inner(*args, **options)
+            captured.append(Kernel(getattr(made, "current_callable", made), sources(graph)))
+            return made
+
+        # The cache of traces would skip the step that the code is taken from; that of compiled code stays.
+        unchecked = config.patch(size_asserts=False, alignment_asserts=False)
+        with unchecked, tracing.patch(enable_autograd_cache=False):
+            made: Any = compile_fx(graph, inputs, inner_compile=inner)
+            return made
+
+    compiled = torch.compile(_text(signature, stage), fullgraph=True, dynamic=True, backend=backend)
+    # Numbers among the flags are part of the text, which `dynamic` alone would turn into inputs.
+    with _announced(signature.describe(stage)), torch._dynamo.config.patch(specialize_int=True):
+        compiled(*_example(signature, stage))
+    return captured[0]
+
+
+def sources(graph: torch.fx.GraphModule) -> list[str]:
+    """Where each input of the graph comes from, as an expression over the arguments L of the text."""
+    inputs = graph.graph.find_nodes(op="placeholder")
+    return [node.meta["grapharg"].source.name for node in inputs]
+
+
+def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
+    """Inputs whose sizes all differ, with the sums that the stages before give."""
+    shapes: list[tuple[int, ...]]
+    if signature.order is None:
+        shapes = [(1031 + 34 * i,) for i in range(signature.bundle)]
+    else:
+        shapes = [tuple(37 + 2 * d for d in range(len(signature.order)))]
+    inputs = blank(signature, shapes)
+    table = torch.full((signature.bundle, len(signature.scalars)), 0.5, dtype=torch.float64, device=signature.device)
+    sums: list[tuple[Tensor, ...]] = []
+    for earlier, (scope, _) in enumerate(signature.rounds[:stage]):
+        partial = _text(signature, earlier)(*inputs, table, sums)
+        if not signature.shaped:
+            partial = (partial.sum(0) if scope == "overall" else partial,)
+        sums.append((torch.stack(partial),) if signature.shaped and scope == "overall" else partial)
+    return *inputs, table, sums
+
+
+class _announced:
+    """Says on stderr what is being compiled once it takes longer than a moment."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        self.timer = threading.Timer(_PATIENCE, self._say)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def _say(self) -> None:
+        print(f"descend: compiling {self.what} ...", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
