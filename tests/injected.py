@@ -108,24 +108,25 @@ class Shampoo(Named, ORACLES["Shampoo"]):
         return found
 
 
+DTYPES = {"mu_dtype": None, "precond_dtype": None}
+
+
 class Kron(Named, ORACLES["Kron"]):
     """Gets the random numbers, and rounds the state to what it is kept in."""
 
-    defaults = {**ORACLES["Kron"].defaults, "seed": 1337, "deterministic": False, "mu_dtype": None, "precond_dtype": None}
+    defaults = {**ORACLES["Kron"].defaults, "seed": 1337, "deterministic": False, **DTYPES}
 
     def step(self, grads: Gradients, **extra: list[list[Any]]) -> None:
         extra |= {"probe": [], "balance": [], "decay_draw": []}
-        index = 0
         for i, group in enumerate(self.groups):
             for rows in extra.values():
                 rows.append([])
             for j, p in enumerate(group["params"]):
                 t = self.state.get((i, j), {"step": 0})["step"] + 1
-                probe = normal(torch.arange(p.size), group["seed"], t, index, _PROBE)
+                probe = normal(torch.arange(p.size), group["seed"], t, p.size, _PROBE)
                 extra["probe"][i].append(probe.numpy().reshape(p.shape))
                 extra["balance"][i].append(_draw(group["seed"], t, _BALANCE) < 0.01)
                 extra["decay_draw"][i].append(_draw(group["seed"], t, _DECAY))
-                index += 1
         super().step(grads, **extra)
 
     def update(self, p: Array, g: Array, s: State, h: Options, t: int) -> Array:

@@ -73,11 +73,14 @@ def inverse_root(x: Tensor, root: int, eps: Any) -> Tensor:
 
 
 def spectral_bound(x: Tensor) -> Tensor:
-    """A lower bound of the spectral norm of symmetric matrices: one power step from the longest row."""
+    """A lower bound of the spectral norm of symmetric matrices, by one power step from the longest row.
+
+    The matrices are brought to 1 as their largest element, in place: squares of theirs might not be numbers.
+    """
 
     def of(a: Tensor) -> Tensor:
         top = torch.linalg.vector_norm(a, float("inf"))
-        a = a / torch.where(top > 0, top, 1.0)
+        a.div_(torch.where(top > 0, top, 1.0))
         longest = torch.argmax(torch.linalg.vector_norm(a, dim=-1))
         v = a @ a.index_select(0, longest.reshape(1)).squeeze(0)
         return top * torch.linalg.vector_norm(a @ (v / torch.clamp(torch.linalg.vector_norm(v), min=_SMALLEST)))

@@ -34,6 +34,9 @@ from descend.optimizers.shampoo import Shampoo
 from descend.optimizers.soap import KLSOAP, SOAP
 from descend.optimizers.stable_adamw import StableAdamW
 
+# timm's names for its older classes.
+AdamWLegacy, NAdamLegacy, RAdamLegacy = AdamW, Nadam, RAdam
+
 __all__ = [
     "ASGD",
     "CAME",
@@ -55,6 +58,7 @@ __all__ = [
     "AdamMini",
     "AdamP",
     "AdamW",
+    "AdamWLegacy",
     "Adamax",
     "Adan",
     "Adopt",
@@ -68,12 +72,14 @@ __all__ = [
     "Mars",
     "Muon",
     "NAdam",
+    "NAdamLegacy",
     "NAdamW",
     "Nadam",
     "NorMuon",
     "NvNovoGrad",
     "Prodigy",
     "RAdam",
+    "RAdamLegacy",
     "RMSprop",
     "RMSpropTF",
     "Rprop",

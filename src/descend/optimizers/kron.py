@@ -65,11 +65,13 @@ class Kron(Optimizer):
         flatten_start_dim: the first of these.
         flatten_end_dim: the last of these; negative from the end.
         stochastic_weight_decay: multiply weight_decay by a random number between 0 and 2 at every step.
-        deterministic: the random numbers are always a function of seed, step, parameter and element; timm's switch
-            for that is accepted and changes nothing.
-        seed: of the random numbers.
+        deterministic: accepted for timm's sake and without effect: random numbers are always repeatable.
+        seed: of the random numbers; they depend on it, the step, and a tensor's size and element, and on nothing else.
         **common: see :class:`~descend.engine.options.Common`. The corrected and the cautious weight decay act with
             ``decoupled_decay``.
+
+    Raises:
+        ValueError: for an option out of its range; the message says what would be right.
 
     Example:
         >>> layer = torch.nn.Linear(2, 3)
@@ -136,10 +138,13 @@ class Kron(Optimizer):
                 f"memory_save_mode={h.memory_save_mode!r}, expected None, 'one_diag', 'smart_one_diag' or 'all_diag'"
             )
         given = h.preconditioner_update_probability
-        if not (given is None or callable(given) or 0 < given <= 1):
+        if not (given is None or callable(given) or (isinstance(given, (int, float)) and 0 < given <= 1)):
             raise ValueError(
                 f"preconditioner_update_probability={given!r}, expected None, a function of the step, or a number in (0, 1]"
             )
+        for name in Kron.structural:
+            if not isinstance(getattr(h, name), int):
+                raise ValueError(f"{name}={getattr(h, name)!r}, expected an integer")
         if not h.precond_init_scale > 0:
             raise ValueError(f"precond_init_scale={h.precond_init_scale!r}, expected a number > 0")
         for name in ("mu_dtype", "precond_dtype"):
@@ -204,13 +209,6 @@ class Kron(Optimizer):
         u = u * torch.clamp(1.1 / (k.rms(u) + 1e-8), max=1.0)
         return u.reshape(k.shape)
 
-    def _run(self, jobs: list[Any]) -> Any:
-        """Number the parameters, so that each has random numbers of its own."""
-        places = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
-        for job in jobs:
-            job.known = {**job.known, "index": places[job.param]}
-        return super()._run(jobs)
-
 
 def flattened(h: Any, p: Tensor) -> tuple[int, ...]:
     """The shape in which a parameter is preconditioned: complex numbers as pairs, a number as a vector of one."""
@@ -251,7 +249,7 @@ def lined_up(q: Tensor, i: int, k: Known) -> Tensor:
 
 def fit(factors: list[Tensor], g: Tensor, k: Known) -> None:
     """One step of every factor towards AAᵀ = BBᵀ."""
-    a, b = g, probe(g, k.seed, int(k.t), k.index, _PROBE)
+    a, b = g, probe(g, k)
     for i, q in enumerate(factors):
         a = times(a, q, i, k)
         b = b / lined_up(q, i, k) if k.diagonals[i] else over_triangular(b, q, i)
@@ -269,17 +267,20 @@ def fit_diagonal(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
 
 def fit_triangular(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
     """One step of a triangular factor."""
-    first, second = gram(a, i), gram(b, i)
-    size = spectral_bound(first + second) + _TINY
-    add_scaled(q, torch.matmul(first.sub_(second).triu_(), q).div_(size), -k.precond_lr)
+    change, total = gram(a, i), gram(b, i)
+    # What has served gives its memory to what comes: each is as large as the parameter.
+    change, total = change - total, total.add_(change)
+    size = spectral_bound(total) + _TINY
+    add_scaled(q, torch.matmul(change.triu_(), q, out=total).div_(size), -k.precond_lr)
 
 
-def probe(like: Tensor, *keys: int) -> Tensor:
+def probe(like: Tensor, k: Known) -> Tensor:
     """Standard normal numbers, made in pieces, since their integers take more memory than they do."""
     numbers = torch.empty_like(like, memory_format=torch.contiguous_format).view(-1)
-    for start in range(0, numbers.numel(), loop.CHUNK):
-        piece = numbers[start : start + loop.CHUNK]
-        piece.copy_(normal(torch.arange(start, start + piece.numel(), device=like.device), *keys))
+    size = numbers.numel()
+    for start in range(0, size, loop.CHUNK):
+        index = torch.arange(start, min(start + loop.CHUNK, size), device=like.device)
+        numbers[start : start + loop.CHUNK].copy_(normal(index, k.seed, int(k.t), size, _PROBE))
     return numbers.view(like.shape)
 
 
