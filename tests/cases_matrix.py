@@ -31,21 +31,26 @@ ROWS = (
         {}, {"mu": 0.5}, {"rank_fraction": 0.5}, {"rank_fraction": 0.3, "rank_multiple_of": 2}, {"weight_decay": DECAY},
         {"power_iters": 2, "rank_fraction": 0.5}, {"eps": 0.1}, {"betas": (0.5, 0.9)},
     )),
+    # Of a 1x7 matrix a step shows one direction, so that at a refresh after few steps the least eigenvalues of its 7x7
+    # factor are nearly 0, and rounding over eigenvalue is what QR turns their vectors by: 3e-4. Elsewhere it is 1e-5.
     Row("SOAP", float32=1e-3, variants=(
         {}, {"precondition_frequency": 5}, {"betas": (0.5, 0.9)}, {"shampoo_beta": 0.5}, {"eps": 0.1}, {"weight_decay": 0.5},
         {"max_precond_dim": 10}, {"precondition_1d": True}, {"normalize_grads": True}, {"correct_bias": False},
         {"maximize": True},
     )),
-    Row("KLSOAP", float32=2e-3, variants=(
+    # As for SOAP, on the same shape: 1.3e-4.
+    Row("KLSOAP", float32=5e-4, variants=(
         {}, {"precondition_frequency": 5, "max_precond_dim": 6}, {"betas": (0.5, 0.9)}, {"shampoo_beta": 0.5}, {"eps": 0.1},
         {"weight_decay": 0.5}, {"max_precond_dim": 10}, {"precondition_1d": True}, {"normalize_grads": True},
         {"correct_bias": False},
     )),
+    # The root of an eigenvalue below eps is wrong by a share of float32's epsilon times the largest one over eps. At
+    # step 3 the factors of (5,) and (1, 7) still lack rank, and their largest eigenvalue is 300: 3e-4 with eps = 1e-3.
     Row("Shampoo", float32=1e-3, variants=(
         {}, {"precondition_frequency": 10}, {"precondition_frequency": 3, "eps": 1e-3}, {"betas": (0.5, 0.9)},
         {"precondition_frequency": 1, "eps": 1e-3}, {"precondition_frequency": 5, "eps": 0.1}, {"weight_decay": DECAY},
         {"precondition_frequency": 3, "eps": 1e-3, "max_preconditioner_dim": 4},
-        {"precondition_frequency": 10, "max_preconditioner_dim": 7}, {"start_preconditioning_step": 5, "eps": 1e-3},
+        {"precondition_frequency": 10, "max_preconditioner_dim": 7}, {"start_preconditioning_step": 5, "eps": 1e-2},
         {"precondition_frequency": 5, "grafting": None, "eps": 0.1}, {"grafting_beta2": 0.9}, {"grafting_eps": 0.1},
         {"precondition_frequency": 10, "maximize": True},
     )),

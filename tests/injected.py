@@ -94,6 +94,13 @@ class KLSOAP(SOAP):
                 after[i] = beta * before[i] + (1 - beta) * np.diag(s["Q"][i].T @ measured @ s["Q"][i])
         s["eigenvalues"] = after
 
+    @staticmethod
+    def refresh(s: State) -> None:
+        for i, (a, q) in enumerate(zip(s["GG"], s["Q"], strict=True)):
+            if q is not None:
+                s["eigenvalues"][i] = s["eigenvalues"][i][np.argsort(-np.diag(q.T @ a @ q), kind="stable")]
+        SOAP.refresh(s)
+
 
 class Shampoo(Named, ORACLES["Shampoo"]):
     """Blocks as the optimizer numbers them, and roots as rarely as by its default."""

@@ -26,19 +26,20 @@ class SOAP(Optimizer):
 
         G' = Q_Lᵀ·G·Q_R
         M' ← β₁M' + (1−β₁)G',  V ← β₂V + (1−β₂)G'²
-        W ← W − lr·Q_L·[M̂'/(√V̂ + eps)]·Q_Rᵀ,  then W ← W − lr·weight_decay·W
+        W ← W − lr·√(1−β₂ᵗ)/(1−β₁ᵗ)·Q_L·[M'/(√V + eps)]·Q_Rᵀ,  then W ← W − lr·weight_decay·W
         L ← βL + (1−β)·G·Gᵀ,   R ← βR + (1−β)·Gᵀ·G                 β = shampoo_beta
         every precondition_frequency steps: Q_L ← QR of L·Q_L, Q_R ← QR of R·Q_R, the largest eigenvalues first
 
-    The first step measures L and R and moves nothing. Tensors of more dimensions have a factor for each; dimensions
-    larger than max_precond_dim keep their coordinates, and so do vectors, which makes them Adam's.
+    The first step measures L and R, takes their eigenvectors and moves nothing; t counts those after it. At a refresh
+    M' is turned into the new coordinates. Tensors of more dimensions have a factor for each; dimensions larger than
+    max_precond_dim keep their coordinates, and so do vectors, which makes them Adam's.
 
     Args:
         params: parameters or groups of parameters.
         lr: learning rate, ≥ 0.
         betas: decay rates of the two averages, each in [0, 1).
         shampoo_beta: decay rate of L and R, in [0, 1); negative: β₂.
-        eps: added to the denominator, ≥ 0.
+        eps: added to the denominator, before the averages are corrected, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0; taken after the step.
         precondition_frequency: steps from one refresh of the bases to the next, ≥ 1.
         max_precond_dim: the largest dimension that gets a factor, ≥ 1.
@@ -165,7 +166,8 @@ class KLSOAP(SOAP):
 
     with R⁻¹ = Q_R·diag(1/(λ_R + eps))·Q_Rᵀ and λ_R the average, under β, of what is added to R, seen in Q_R's
     coordinates; likewise L⁻¹. Eigenvalues start at 0.1; the first step takes both inverses as I. Of all Kronecker
-    products L ⊗ R is then the nearest to the gradient's covariance in Kullback-Leibler divergence.
+    products L ⊗ R is then the nearest to the gradient's covariance in Kullback-Leibler divergence. A tensor of more
+    dimensions has all other factors divided out of each.
 
     Args:
         params: parameters or groups of parameters.
@@ -251,6 +253,9 @@ def refresh_bases(s: State, k: Known) -> None:
         powered = product(getattr(s, f"GG_{i}"), q)
         order = torch.argsort((q * powered).sum(-2), dim=-1, descending=True, stable=True)
         assign(s.exp_avg_sq, s.exp_avg_sq.index_select(i, order))
+        if f"eigenvalues_{i}" in s:
+            eigenvalues = getattr(s, f"eigenvalues_{i}")
+            assign(eigenvalues, eigenvalues.index_select(0, order))
         assign(q, orthonormal(powered.index_select(-1, order)))
     assign(s.exp_avg, rotate(exp_avg, bases_of(s, k), k))
 
