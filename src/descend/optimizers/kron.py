@@ -50,7 +50,7 @@ class Kron(Optimizer):
         momentum: decay rate of the average, in [0, 1).
         weight_decay: decay, ≥ 0; added to the step, unless ``decoupled_decay``.
         preconditioner_update_probability: share of the steps that fit the factors, in (0, 1], or a function of the
-            steps taken; None: the schedule above.
+            steps taken, which checkpoints then hold; None: the schedule above.
         max_size_triangular: the largest dimension with a triangular factor.
         min_ndim_triangular: the fewest dimensions of a tensor with triangular factors.
         memory_save_mode: "one_diag" gives the largest dimension a diagonal, "smart_one_diag" does so where it is larger
@@ -132,7 +132,7 @@ class Kron(Optimizer):
     @staticmethod
     def check(h: Any) -> None:
         if h.momentum == 1:
-            raise ValueError("momentum=1, expected a number in [0, 1): nothing would ever move")
+            raise ValueError(f"momentum={h.momentum!r}, expected a number in [0, 1): nothing would ever move")
         if h.memory_save_mode not in (None, "one_diag", "smart_one_diag", "all_diag"):
             raise ValueError(
                 f"memory_save_mode={h.memory_save_mode!r}, expected None, 'one_diag', 'smart_one_diag' or 'all_diag'"
