@@ -196,13 +196,12 @@ class Kron(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        g = g.reshape(k.flat)
-        m = ema(s.momentum_buffer, g.reshape(k.shape), k.pull).reshape(k.flat) * k.debias
+        m = ema(s.momentum_buffer, g, k.pull).reshape(k.flat) * k.debias
         factors = [getattr(s, f"Q_{i}") for i in range(len(k.flat))]
         if k.balances and len(factors) > 1:
             balance(factors)
         if k.fits:
-            fit(factors, m if k.momentum_into_precond_update else g, k)
+            fit(factors, m if k.momentum_into_precond_update else g.reshape(k.flat), k)
         u = m
         for i, q in enumerate(factors):
             u = times(times(u, q, i, k), q, i, k, transposed=True)
