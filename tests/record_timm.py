@@ -364,9 +364,9 @@ LOOKAHEAD: list[tuple[str, Options, list[Options]]] = [
 ]
 CHECKPOINTS: dict[str, Options] = {
     "AdaBelief": {"rectify": False, "amsgrad": True, **BETAS}, "Adafactor": {"betas": (0.9, 0.999)}, "AdamP": {},
-    "AdamWLegacy": {"amsgrad": True, **BETAS}, "Lamb": {}, "Lars": HEAVY, "Lookahead": {"k": 3}, "MADGRAD": {},
-    "NAdamLegacy": {}, "NvNovoGrad": {"amsgrad": True}, "RAdamLegacy": {}, "RMSpropTF": {"centered": True, **HEAVY},
-    "SGDP": HEAVY,
+    "AdamWLegacy": {"amsgrad": True, **BETAS}, "Kron": {"flatten": True}, "Lamb": {}, "Lars": HEAVY,
+    "Lookahead": {"k": 3}, "MADGRAD": {}, "NAdamLegacy": {}, "NvNovoGrad": {"amsgrad": True}, "RAdamLegacy": {},
+    "RMSpropTF": {"centered": True, **HEAVY}, "SGDP": HEAVY,
 }
 FACTORY_OPTIONS: dict[str, Options] = {"larc": {"trust_coeff": 0.3}, "nlarc": {"trust_coeff": 0.3}}
 REFUSED_ON_CPU = [
@@ -755,6 +755,8 @@ class Recorder:
             if base:
                 index[optimizer] |= {"base": base, "base_kwargs": {}}
             finals[optimizer] = run.kept[STEPS]
+            if isinstance(run.log, KronProbes):
+                finals |= {f"{optimizer}|{key}": value for key, value in run.log.log.items()}
         return index, finals
 
     def registry(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from descend.catalogue.names import ALIASES, all_names
 
 TIMM = json.loads((Path(__file__).parent / "data" / "timm" / "registry.json").read_text())
 FOREIGN = ("apex.", "bitsandbytes.")
-# timm's older classes are options of ours.
+# timm's older classes are names for ours.
 RENAMED = {"AdamWLegacy": "AdamW", "NAdamLegacy": "Nadam", "RAdamLegacy": "RAdam"}
 # Our RAdam is the decoupled one, so the coupled name has to say so.
 ALSO_BOUND = {"radam": {"decoupled_weight_decay": False}}
@@ -75,10 +75,6 @@ def parameters() -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(8, 6)), nn.Parameter(torch.ones(3))]
 
 
-# The Catalogue issue brings PSGD Kron; until then its names are known and not listed.
-PENDING = {"kron", "kronw", "kronc"}
-
-
 # ---------------------------------------------------------------------------------------------- the table of names
 
 
@@ -98,8 +94,7 @@ def test_every_name_of_timm_has_its_class_flags_and_options(name: str) -> None:
 
 
 def test_every_name_of_timm_can_be_made() -> None:
-    assert set(TIMM["names"]) - PENDING <= set(list_optimizers())
-    assert not PENDING & set(list_optimizers())
+    assert set(TIMM["names"]) <= set(list_optimizers())
 
 
 def test_names_are_unique_lower_case_and_need_no_separator() -> None:

@@ -49,8 +49,8 @@ TURNED: dict[tuple[str, str], dict[str, Any]] = {
     **{(name, "ns_dtype"): {"ns_dtype": "float32"} for name in (*ROUTED, "Scion")},
 }
 # What only rounds moves the answer by rounding; float64 is not rounded at all.
-ROUNDING = {"momentum_dtype", "ns_dtype"}
-SILENT = {"verbose": "it only logs"}
+ROUNDING = {"momentum_dtype", "mu_dtype", "ns_dtype", "precond_dtype"}
+SILENT = {"verbose": "it only logs", "deterministic": "it always is"}
 SIGNED = "its step has the gradient's sign anyway"
 INERT = {
     **{(f"ScheduleFree{kind}", name): SIGNED for kind in ("AdamW", "RAdam", "SGD") for name in ("caution", "grams")},

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 import descend
 from descend.catalogue import create_optimizer_v2
+from descend.engine.job import Job
+from descend.engine.known import Known
+from descend.optimizers import kron
 
 DATA = Path(__file__).parent / "data" / "timm"
 INDEX = json.loads((DATA / "index.json").read_text())
-OURS = {"AdamWLegacy": "AdamW", "NAdamLegacy": "Nadam", "RAdamLegacy": "RAdam"}
+REGISTRY = json.loads((DATA / "registry.json").read_text())
 # timm rounds to these inside a step; the same cases with these places lifted to float64 are held to the strict bound.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 0.15}
 # What timm keeps beside the algorithm's own state, or derives.
@@ -74,18 +77,60 @@ def workload(name: str) -> Workload:
 
 
 class Injected:
-    """Adahessian's recorded gradients and estimates, in place of its own."""
+    """What timm drew at random, in place of our own draws."""
 
-    def __init__(
-        self, optimizer: Any, params: Sequence[Tensor], load: Workload, recorded: dict[str, np.ndarray]
-    ) -> None:
-        self.params, self.load, self.recorded, self.step = params, load, recorded, 0
+    def __init__(self, params: Sequence[Tensor], load: Workload, recorded: dict[str, np.ndarray]) -> None:
+        self.load, self.recorded, self.step = load, recorded, 0
+        self.places = {p: i for i, p in enumerate(params)}
+
+
+class Estimates(Injected):
+    """Adahessian's recorded estimates; its recorded gradients stand for a loss."""
+
+    def __init__(self, optimizer: Any, *given: Any) -> None:
+        super().__init__(*given)
         optimizer._estimate = self.estimate
 
     def estimate(self, params: Sequence[Tensor], jobs: Any) -> list[Tensor]:
         hessian = self.load.split(self.recorded["hessian"][self.step - 1])
-        places = {p: i for i, p in enumerate(self.params)}
-        return [hessian[places[p]] for p in params]
+        return [hessian[self.places[p]] for p in params]
+
+
+class Draws(Injected):
+    """Kron's recorded probes, when it balanced, and its random weight decay. What is left is no matter of chance."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, optimizer: Any, *given: Any) -> None:
+        super().__init__(*given)
+        self.run, optimizer._run = optimizer._run, self.run_with_draws
+        monkeypatch.setattr(kron, "probe", self.probe)
+
+    def run_with_draws(self, jobs: list[Job]) -> Any:
+        for job in jobs:
+            at = self.step - 1, self.places[job.param]
+            assert job.known["fits"] == self.recorded["updated"][at]
+            drawn = {"place": at[1], "balances": bool(self.recorded["balanced"][at])}
+            if "decay_draws" in self.recorded:
+                drawn["decay_share"] = 2 * float(self.recorded["decay_draws"][at])
+            job.known = {**job.known, **drawn}
+        return self.run(jobs)
+
+    def probe(self, like: Tensor, k: Known) -> Tensor:
+        probes = arrays("workloads")["probes"][self.step - 1, : self.load.start.size] / 16
+        return self.load.split(probes)[k.place].reshape(like.shape)
+
+
+def inject(
+    monkeypatch: pytest.MonkeyPatch, optimizer: Any, params: Sequence[Tensor], load: Workload, file: str, name: str
+) -> Injected | None:
+    """Give an optimizer what timm drew in this recording."""
+    recorded = {
+        key.removeprefix(f"{name}|"): value for key, value in arrays(file).items() if key.startswith(f"{name}|")
+    }
+    if isinstance(optimizer, descend.Adahessian):
+        return Estimates(optimizer, params, load, recorded)
+    if isinstance(optimizer, descend.Kron):
+        return Draws(monkeypatch, optimizer, params, load, recorded)
+    return None
 
 
 def run(
@@ -102,7 +147,7 @@ def run(
     for step in steps:
         if step == halve_before and optimizer.param_groups[0]["lr"] is not None:
             optimizer.param_groups[0]["lr"] *= 0.5
-        flat = injected.recorded["gradients"] if injected else load.gradients
+        flat = load.gradients if load.gradients is not None else injected.recorded["gradients"]
         for i, (p, g) in enumerate(zip(params, load.split(flat[step - 1]), strict=True)):
             p.grad = None if missing and (step, i) in load.missing else g
         if injected:
@@ -144,7 +189,7 @@ def make(case: dict[str, Any], load: Workload, params: Sequence[nn.Parameter], *
     decay = options.pop("weight_decay", INDEX["weight_decay"][0])
     extra = [options_of({"group": group}, "group") for group in case.get("group_kwargs", [{}, {}])]
     groups = load.groups(params, case["lr"], decay, extra)
-    optimizer = getattr(descend, OURS.get(name, name))(groups, lr=case["lr"], weight_decay=decay, **options, **executor)
+    optimizer = getattr(descend, name)(groups, lr=case["lr"], weight_decay=decay, **options, **executor)
     return descend.Lookahead(optimizer, **options_of(case, "kwargs")) if "base" in case else optimizer
 
 
@@ -152,34 +197,23 @@ def tolerance(case: dict[str, Any]) -> float:
     return TOLERANCE["float64" if case.get("lifted") else case["precision"]]
 
 
-def missing_class(name: str) -> Any:
-    return pytest.mark.skipif(not hasattr(descend, OURS.get(name, name)), reason=f"descend has no {name}")
-
-
 def same_as_timm(name: str) -> Any:
-    return pytest.mark.capability("timm", optimizer=OURS.get(name, name))
+    return pytest.mark.capability("timm", optimizer=getattr(descend, name).__name__)
 
 
 # -------------------------------------------------------------------------------- trajectories
 
-CASES = [
-    pytest.param(label, id=label, marks=[missing_class(case["class"]), same_as_timm(case["class"])])
-    for label, case in INDEX["cases"].items()
-    if case["class"] != "Kron"
-]
+CASES = [pytest.param(label, id=label, marks=same_as_timm(case["class"])) for label, case in INDEX["cases"].items()]
 
 
 @pytest.mark.parametrize("label", CASES)
-def test_trajectories(label: str) -> None:
+def test_trajectories(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case, name = INDEX["cases"][label], label.split("/", 1)[1]
     load, file = workload(case["workload"]), arrays(case["class"])
     for foreach in (False, True):
         params = load.parameters()
         optimizer = make(case, load, params, foreach=foreach)
-        injected = None
-        if case["class"] == "Adahessian":
-            recorded = {key: file[f"{name}|{key}"] for key in ("gradients", "hessian")}
-            injected = Injected(optimizer, params, load, recorded)
+        injected = inject(monkeypatch, optimizer, params, load, case["class"], name)
         halve = INDEX["halve_group_0_lr_before_step"]
         after = run(optimizer, params, load, range(1, 13), halve, injected)
         for row, step in zip(file[name], INDEX["steps"], strict=True):
@@ -196,7 +230,7 @@ def compare_state(case: dict[str, Any], optimizer: Any, params: Sequence[Tensor]
         for key, size in slots.items():
             expected, at = recorded[at : at + size], at + size
             if key not in NOT_STATE:
-                ours = optimizer.state[params[int(i)]][names.get(key, key)]
+                ours = optimizer.state[params[int(i)]][names.get(key, key).replace("Q.", "Q_")]
                 found = torch.as_tensor(ours, dtype=torch.float64).numpy().reshape(-1)
                 scale = np.abs(expected).max()
                 assert np.abs(found - expected).max() <= tolerance(case) * (scale or 1.0), f"parameter {i}, {key}"
@@ -206,19 +240,13 @@ def compare_state(case: dict[str, Any], optimizer: Any, params: Sequence[Tensor]
 # -------------------------------------------------------------------------------- factory names
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=missing_class(c["class"])) for n, c in INDEX["factory"].items() if c["class"] != "Kron"],
-)
-def test_factory_names(name: str) -> None:
+@pytest.mark.parametrize("name", INDEX["factory"])
+def test_factory_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = INDEX["factory"][name]
     load = workload(case["workload"])
     params = load.parameters()
     optimizer = create_optimizer_v2(params, opt=name, lr=case["lr"], weight_decay=0.01, **case["kwargs"])
-    injected = None
-    if case["class"] == "Adahessian":
-        recorded = {key: arrays("factory")[f"{name}|{key}"] for key in ("gradients", "hessian")}
-        injected = Injected(optimizer, params, load, recorded)
+    injected = inject(monkeypatch, optimizer, params, load, "factory", name)
     steps = INDEX["factory_steps"]
     after = run(optimizer, params, load, range(1, steps + 1), injected=injected, missing=False)
     assert worst(load, after[steps], arrays("factory")[name], load.sample) < tolerance(case)
@@ -232,9 +260,9 @@ def test_factory_names(name: str) -> None:
 # -------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=missing_class(name)) for name in INDEX["checkpoints"]])
+@pytest.mark.parametrize("name", INDEX["checkpoints"])
 @pytest.mark.parametrize("foreach", (False, True), ids=("loop", "foreach"))
-def test_a_run_of_timms_goes_on(name: str, foreach: bool) -> None:
+def test_a_run_of_timms_goes_on(name: str, foreach: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     case = INDEX["checkpoints"][name]
     load = workload(case["workload"])
     saved = torch.load(DATA / f"{name}.pt", weights_only=True)
@@ -242,17 +270,18 @@ def test_a_run_of_timms_goes_on(name: str, foreach: bool) -> None:
     optimizer = make(case, load, params, foreach=foreach)
     optimizer.load_state_dict(saved["optimizer"])
     assert [group["lr"] for group in optimizer.param_groups] == [case["lr"], case["lr"] / 2]
+    injected = inject(monkeypatch, optimizer, params, load, "checkpoints", name)
     halve = INDEX["halve_group_0_lr_before_step"]
-    after = run(optimizer, params, load, range(saved["step"] + 1, 13), halve)
+    after = run(optimizer, params, load, range(saved["step"] + 1, 13), halve, injected)
     assert worst(load, after[12], arrays("checkpoints")[name], np.arange(load.start.size)) < tolerance(case)
     if name not in WITHOUT_STEPS:
         assert all(optimizer.state[p]["step"] in (10, 12) for p in params)
 
 
-def test_every_class_of_timm_is_here() -> None:
-    absent = {
-        case["class"]
-        for case in INDEX["cases"].values()
-        if not hasattr(descend, OURS.get(case["class"], case["class"]))
-    }
-    assert absent <= {"Kron"}  # which the Catalogue issue brings
+# -------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", sorted({*REGISTRY["exported"], *REGISTRY["classes"]}))
+def test_every_public_name_of_timm_is_here(name: str) -> None:
+    assert name in descend.__all__
+    assert getattr(descend, name) is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ _GROWTH = {torch.bfloat16: 20.0, torch.float32: 2e4, torch.float64: 1e9}
 # The same noise is spread over the singular values; in small matrices a single one may get too much of it.
 _LEAST_SIDE = {torch.bfloat16: 256, torch.float32: 1, torch.float64: 1}
 # Matrices are stacked up to this many bytes, which a core's cache holds; an accelerator is filled by larger stacks.
-_STACK_BYTES = {"cpu": 4 << 20}
+_STACK_BYTES = {"cpu": 8 << 20}
 _STACK_BYTES_ELSEWHERE = 256 << 20
 
 
@@ -91,6 +92,7 @@ def orthogonalize(
     safety_factor: Any = 1.0,
     scale_eps: bool = False,
     dtype: torch.dtype | None = None,
+    widen: bool = True,
 ) -> Matrices:
     """The polar factor UVᵀ of x = USVᵀ, nearly: singular values come close to 1.
 
@@ -112,47 +114,87 @@ def orthogonalize(
         safety_factor: x is divided by this much more than its norm.
         scale_eps: add eps·√(n/m) to the norm instead.
         dtype: what to multiply in. None: bfloat16 for float32 values, as in torch and timm; float64 stays.
+        widen: bring the result to x's dtype.
 
     Returns:
-        Tensors of x's shape and dtype.
+        Tensors of x's shape.
     """
     sequence = coefficient_sequence(coefficients, steps)
-    damping = (eps, safety_factor, scale_eps)
-    if isinstance(x, TensorList):
-        first = x.tensors[0]
-        stacks = _stacks(x.tensors, _working_dtype(first, dtype))
-        return TensorList(y for stack in stacks for y in _polar(stack, sequence, *damping).to(first.dtype))
-    return _polar(x.to(_working_dtype(x, dtype)), sequence, *damping).to(x.dtype)
+    tensors: tuple[Tensor, ...] = x.tensors if isinstance(x, TensorList) else (x,)
+    squares: dict[torch.Size, _Squares] = {}
+    results: list[Tensor] = []
+    damping = _Damping(eps, safety_factor, scale_eps)
+    for stack in _stacks(tensors, _working_dtype(tensors[0], dtype)):
+        shape: tuple[int, ...] = stack.shape
+        # One matrix alone is multiplied faster than a batch of one.
+        flat = shape[-2:] if math.prod(shape[:-2]) == 1 else (-1, *shape[-2:])
+        polar = _polar(stack.reshape(flat), squares, sequence, damping).reshape(shape)
+        results += (polar.to(tensors[0].dtype) if widen else polar).unbind()
+    return TensorList(results) if isinstance(x, TensorList) else results[0]
 
 
-def _polar(x: Tensor, sequence: Sequence[Triple], eps: Any, safety_factor: Any, scale_eps: bool) -> Tensor:
-    shape = x.shape
-    # One matrix alone is multiplied faster than a batch of one.
-    x = x.reshape(shape[-2:] if shape[:-2].numel() == 1 else (-1, *shape[-2:]))
+class _Damping(NamedTuple):
+    eps: Any
+    safety_factor: Any
+    scale_eps: bool
+
+    def inverse_norm(self, gram: Tensor, x: Tensor) -> Tensor:
+        """1 over the damped norm of X, whose square is the trace of XXᵀ."""
+        wide = torch.promote_types(gram.dtype, torch.float32)
+        norm = torch.sqrt(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide)) * self.safety_factor
+        if self.scale_eps:
+            norm = norm + self.eps * (x.size(-1) / x.size(-2)) ** 0.5
+        else:
+            norm = torch.clamp(norm, min=self.eps)
+        return torch.reciprocal(norm).to(gram.dtype)[..., None, None]
+
+
+class _Squares:
+    """Buffers for m×m matrices, used by one stack after another: fresh memory costs as much as a product."""
+
+    def __init__(self, x: Tensor) -> None:
+        side = min(x.shape[-2:])
+        self.gram, self.p, self.factor, self.spare = (x.new_empty((*x.shape[:-2], side, side)) for _ in range(4))
+
+    def compose(self, run: Sequence[Triple]) -> Tensor:
+        """Q with Q·X what the run makes of X, from A = XXᵀ, which becomes that of the last step."""
+        for i, (a, b, c) in enumerate(run):
+            _multiply_add(self.gram, self.gram, self.gram, b, c, out=self.p)
+            self.p.diagonal(dim1=-2, dim2=-1).add_(a)
+            if i + 1 < len(run):
+                torch.matmul(self.p, self.gram, out=self.spare)
+                torch.matmul(self.spare, self.p, out=self.gram)
+            if i == 0:
+                self.p, self.factor = self.factor, self.p
+            else:
+                torch.matmul(self.p, self.factor, out=self.spare)
+                self.factor, self.spare = self.spare, self.factor
+        return self.factor
+
+
+def _polar(x: Tensor, squares: dict[torch.Size, _Squares], sequence: Sequence[Triple], damping: _Damping) -> Tensor:
+    """The polar factors of matrices that may be overwritten."""
+    if x.shape not in squares:
+        squares[x.shape] = _Squares(x)
+    buffers = squares[x.shape]
     tall = x.size(-2) > x.size(-1)
+    y = torch.empty_like(x)
     for i, run in enumerate(_runs(sequence, x)):
-        gram = x.mT @ x if tall else x @ x.mT
+        gram = torch.matmul(*((x.mT, x) if tall else (x, x.mT)), out=buffers.gram)
         if i == 0:
-            # The trace is ‖X‖²; what is small is divided by it rather than X where that can be.
-            scale = _scale(gram, x, eps, safety_factor, scale_eps)
+            # What is small is divided by the norm instead of X, where that can be.
+            scale = damping.inverse_norm(gram, x)
             gram.mul_(scale).mul_(scale)
         if len(run) == 1:
-            x = _step(x if i else x * scale, gram, *run[0], tall)
+            a, b, c = run[0]
+            x = x if i else x.mul_(scale)
+            p = _multiply_add(gram, gram, gram, b, c, out=buffers.p)
+            _multiply_add(x, *((x, p) if tall else (p, x)), a, 1.0, out=y)
         else:
-            factor = _factor(gram, run) if i else _factor(gram, run).mul_(scale)
-            x = x @ factor if tall else factor @ x
-    return x.reshape(shape)
-
-
-def _scale(gram: Tensor, x: Tensor, eps: Any, safety_factor: Any, scale_eps: bool) -> Tensor:
-    """1 over the damped norm of X."""
-    wide = torch.promote_types(gram.dtype, torch.float32)
-    norm = torch.sqrt(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide)) * safety_factor
-    if scale_eps:
-        norm = norm + eps * (x.size(-1) / x.size(-2)) ** 0.5
-    else:
-        norm = torch.clamp(norm, min=eps)
-    return torch.reciprocal(norm).to(gram.dtype)[..., None, None]
+            factor = buffers.compose(run) if i else buffers.compose(run).mul_(scale)
+            torch.matmul(*((x, factor) if tall else (factor, x)), out=y)
+        x, y = y, x
+    return x
 
 
 def _runs(sequence: Sequence[Triple], x: Tensor) -> Iterator[list[Triple]]:
@@ -174,39 +216,21 @@ def _runs(sequence: Sequence[Triple], x: Tensor) -> Iterator[list[Triple]]:
     yield run
 
 
-def _step(x: Tensor, gram: Tensor, a: float, b: float, c: float, tall: bool) -> Tensor:
-    """aX + (bA + cA²)X, or its mirror image for tall matrices."""
-    p = _multiply_add(gram, gram, gram, b, c)
-    return _multiply_add(x, x, p, a, 1.0) if tall else _multiply_add(x, p, x, a, 1.0)
-
-
-def _factor(gram: Tensor, run: Sequence[Triple]) -> Tensor:
-    """Q with Q·X what the run makes of X, from A = XXᵀ."""
-    factor = None
-    for i, (a, b, c) in enumerate(run):
-        p = _multiply_add(gram, gram, gram, b, c)
-        p.diagonal(dim1=-2, dim2=-1).add_(a)
-        factor = p if factor is None else p @ factor
-        if i + 1 < len(run):
-            gram = p @ gram @ p
-    assert factor is not None
-    return factor
-
-
-def _multiply_add(x: Tensor, y: Tensor, z: Tensor, of_x: float, of_product: float) -> Tensor:
+def _multiply_add(x: Tensor, y: Tensor, z: Tensor, of_x: float, of_product: float, out: Tensor) -> Tensor:
+    """out ← of_x·x + of_product·y·z."""
     multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
-    return multiply_add(x, y, z, beta=of_x, alpha=of_product)
+    return multiply_add(x, y, z, beta=of_x, alpha=of_product, out=out)
 
 
 def _stacks(tensors: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Copies of the tensors in the working dtype, stacked up to the bytes of a stack."""
+    """Copies of the tensors in the working dtype, in stacks of one size up to the bytes of a stack."""
     first = tensors[0]
-    limit = _STACK_BYTES.get(first.device.type, _STACK_BYTES_ELSEWHERE)
-    count = max(1, limit // max(1, first.numel() * dtype.itemsize))
+    limit = _STACK_BYTES.get(first.device.type, _STACK_BYTES_ELSEWHERE) // max(1, first.numel() * dtype.itemsize)
+    count = math.ceil(len(tensors) / math.ceil(len(tensors) / max(1, limit)))
     for start in range(0, len(tensors), count):
         part = tensors[start : start + count]
         stack = first.new_empty((len(part), *first.shape), dtype=dtype)
-        torch._foreach_copy_(stack.unbind(), list(part))
+        torch._foreach_copy_(list(stack.unbind()), list(part))
         yield stack
 
 

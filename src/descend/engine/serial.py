@@ -121,8 +121,10 @@ def _pairs(
 
 
 def _adopt(optimizer: Optimizer, entry: Mapping[str, Any], saved_group: Mapping[str, Any]) -> dict[str, Any]:
-    """State as we name it: steps counted for the group or not at all, and names that differ in timm or torch."""
+    """State as we name it: steps counted for the group or not at all, lists, and names that timm or torch has for it."""
     adopted = {name: value for name, value in entry.items() if name not in _FOREIGN_KEYS and value is not None}
+    for name in [name for name, value in adopted.items() if isinstance(value, list)]:
+        adopted |= {f"{name}_{i}": value for i, value in enumerate(adopted.pop(name))}
     for theirs, ours in optimizer.foreign_names.items():
         if theirs in adopted:
             adopted[ours] = adopted.pop(theirs)

@@ -12,6 +12,7 @@ from descend.optimizers.adopt import Adopt
 from descend.optimizers.came import CAME
 from descend.optimizers.classic import ASGD, Adadelta, Adagrad, Adamax, Rprop
 from descend.optimizers.dion import Dion
+from descend.optimizers.kron import Kron
 from descend.optimizers.lamb import Lamb
 from descend.optimizers.laprop import LaProp
 from descend.optimizers.lion import Lion
@@ -29,16 +30,23 @@ from descend.optimizers.sam import SAM
 from descend.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeRAdam, ScheduleFreeSGD
 from descend.optimizers.scion import Scion
 from descend.optimizers.sgd import SGD, SGDW, Lars
+from descend.optimizers.shampoo import Shampoo
+from descend.optimizers.soap import KLSOAP, SOAP
 from descend.optimizers.stable_adamw import StableAdamW
+
+# timm's names for its older classes.
+AdamWLegacy, NAdamLegacy, RAdamLegacy = AdamW, Nadam, RAdam
 
 __all__ = [
     "ASGD",
     "CAME",
+    "KLSOAP",
     "MADGRAD",
     "SAM",
     "SGD",
     "SGDP",
     "SGDW",
+    "SOAP",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
@@ -50,10 +58,12 @@ __all__ = [
     "AdamMini",
     "AdamP",
     "AdamW",
+    "AdamWLegacy",
     "Adamax",
     "Adan",
     "Adopt",
     "Dion",
+    "Kron",
     "LaProp",
     "Lamb",
     "Lars",
@@ -62,12 +72,14 @@ __all__ = [
     "Mars",
     "Muon",
     "NAdam",
+    "NAdamLegacy",
     "NAdamW",
     "Nadam",
     "NorMuon",
     "NvNovoGrad",
     "Prodigy",
     "RAdam",
+    "RAdamLegacy",
     "RMSprop",
     "RMSpropTF",
     "Rprop",
@@ -75,6 +87,7 @@ __all__ = [
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
+    "Shampoo",
     "StableAdamW",
     "TorchAdafactor",
 ]

@@ -175,9 +175,9 @@ class Muon(_Orthogonal):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        o = from_matrices(polar_momentum(g, s, k), k)
         if k.algo == "muon":
-            return o
+            return from_matrices(polar_momentum(g, s, k, widen=shapes_direction(k)), k)
+        o = from_matrices(polar_momentum(g, s, k), k)
         ema_sq(s.exp_avg_sq, o, k.weight2)
         if k.adjust_lr_fn != "match_rms_adamw":
             return o / root(s.exp_avg_sq, k.debias2, k.eps)
@@ -295,12 +295,18 @@ class NorMuon(_Orthogonal):
         return from_matrices(even * (_norms(o) / _norms(even).add_(k.row_eps)), k)
 
 
-def polar_momentum(g: Tensor, s: State, k: Known) -> Tensor:
-    """Move the momentum and return its polar factor, as matrices."""
+def shapes_direction(k: Known) -> bool:
+    """Whether a stage between direction and step computes with the direction, which then should have all its digits."""
+    return k.caution or k.grams or k.hyperball or k.cautious_weight_decay or k.update_clip is not None
+
+
+def polar_momentum(g: Tensor, s: State, k: Known, widen: bool = True) -> Tensor:
+    """Move the momentum and return its polar factor, as matrices; `widen` brings it to the dtype of g."""
     ema(s.momentum_buffer, g, k.pull)
     u = blend(g, s.momentum_buffer, k.momentum) if k.nesterov else s.momentum_buffer
     damping = dict(eps=k.eps, safety_factor=k.safety_factor, scale_eps=k.scale_eps)
-    return orthogonalize(as_matrices(u, k), k.ns_steps, k.ns_coefficients, **damping, dtype=NS_DTYPES.get(k.ns_dtype))
+    dtype = NS_DTYPES.get(k.ns_dtype)
+    return orthogonalize(as_matrices(u, k), k.ns_steps, k.ns_coefficients, **damping, dtype=dtype, widen=widen)
 
 
 def shape_gain(rule: str | None, rows: int, columns: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatch
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -35,16 +35,11 @@ class Routed(Optimizer):
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
-        rows = [(SimpleNamespace(**group), p) for group in self.param_groups for p in group["params"]]
-        if not any(
-            h.use_fallback or getattr(h, "use_muon", None) is not None or p.is_complex() or self.is_matrix(h, p)
-            for h, p in rows
-        ):
-            kind = type(self).__name__
-            raise ValueError(
-                f"{kind}: none of the {len(rows)} parameters is a hidden matrix; pass the matrices too, mark the groups "
-                "with use_fallback=True if that is meant, or use AdamW"
-            )
+        require_matrices(
+            self,
+            "use_fallback=True in the groups if that is meant, or AdamW",
+            lambda h, p: h.use_fallback or getattr(h, "use_muon", None) is not None or self.is_matrix(h, p),
+        )
 
     @staticmethod
     def is_matrix(h: Any, p: Tensor) -> bool:
@@ -102,6 +97,17 @@ class Routed(Optimizer):
         if self.is_matrix(h, param):
             return type(self).__name__
         return "NAdamW" if getattr(h, "nesterov", False) else "AdamW"
+
+
+def require_matrices(optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool]) -> None:
+    """Raise ValueError if a rule for matrices got parameters, and `served` holds for none of them."""
+    rows = [(SimpleNamespace(**group), p) for group in optimizer.param_groups for p in group["params"]]
+    if rows and not any(served(h, p) or p.is_complex() for h, p in rows):
+        shapes = ", ".join(str(tuple(p.shape)) for _, p in rows[:3])
+        raise ValueError(
+            f"{type(optimizer).__name__}: none of the {len(rows)} parameters (of shapes {shapes}"
+            f"{', ...' if len(rows) > 3 else ''}) is a hidden matrix; pass the model's matrices too, or use {instead}"
+        )
 
 
 def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class Peer:
         package: its distribution, whose version says whether it is installed.
         module: what to import.
         names: our names and its classes; for timm, its registered names.
-        extra: options beside the common ones that make a class compute the same.
+        extra: options beside the common ones that make a class compute the same, or as nearly as it can.
         slow: it compiles whole models, which takes a minute for each.
     """
 
@@ -141,6 +141,19 @@ _PYTORCH_OPTIMIZER = {
     "stableadamw": "StableAdamW",
 }
 
+# Our blocks, our schedule, and the length of RMSprop's step, which is its nearest to Adam's; shapes as they are.
+_BLOCKED_SHAMPOO: Options = {
+    "block_size": 1024,
+    "no_preconditioning_for_layers_with_dim_gt": sys.maxsize,
+    "shape_interpretation": False,
+    "start_preconditioning_step": 50,
+    "preconditioning_compute_steps": 50,
+    "graft_type": 3,
+    "moving_average_for_momentum": True,
+    "nesterov": False,
+    "decoupled_weight_decay": True,
+}
+
 _HEAVYBALL = {
     "ademamix": "AdEMAMix",
     "adamw": "AdamW",
@@ -175,7 +188,11 @@ PEERS: tuple[Peer, ...] = (
         "pytorch_optimizer",
         "pytorch_optimizer",
         _PYTORCH_OPTIMIZER,
-        {"adafactor": {"betas": (None, 0.999), "relative_step": False, "scale_parameter": False}},
+        {
+            "adafactor": {"betas": (None, 0.999), "relative_step": False, "scale_parameter": False},
+            "kron": {"max_size_triangular": 2048, "weight_decouple": False},
+            "shampoo": _BLOCKED_SHAMPOO,
+        },
     ),
     Peer("optimi", "torch-optimi", "optimi", _OPTIMI),
     Peer("heavyball", "heavyball", "heavyball", _HEAVYBALL, slow=True),

@@ -30,12 +30,14 @@ class Pass:
         writes: operands that are written.
         given: count the pass only where this option is on, or where the parameter has this slot.
         dims: count the pass only for parameters of at least so many dimensions.
+        kept: the beginning of the names of slots that `*` does not write, because they change at few steps only.
     """
 
     reads: str
     writes: str = ""
     given: str = ""
     dims: int = 0
+    kept: str = ""
 
 
 # Operands of the parameter's size that a rule makes for itself.
@@ -47,8 +49,9 @@ ONE = (STEP,)
 ADAM = (Pass("g exp_avg_sq", given="clipping_threshold"), STEP)
 # Row sums need one pass, the root mean square of what follows from them another.
 FACTORED = (Pass("g", given="exp_avg_sq_row"), Pass("g exp_avg_sq"), STEP)
-# A floor only: these are bound by their matrix products.
+# Floors only: these are bound by their matrix products.
 MATRIX = ONE
+SOAP = (Pass("p g *", "p *", kept="Q_"),)  # the bases change at every tenth step
 
 # What options on any rule add: sums over the direction or the gradient before the step itself.
 STAGES = (
@@ -90,8 +93,8 @@ TRAFFIC: Mapping[str, tuple[Pass, ...]] = {
         STEP,
     ),
     "Dion": MATRIX,
-    "KLSOAP": MATRIX,
-    "Kron": MATRIX,
+    "KLSOAP": SOAP,
+    "Kron": MATRIX,  # while its factors are fitted, which is at all of the first 500 steps
     "LaProp": ONE,
     "Lamb": (Pass("g", given="max_grad_norm"), Pass("p g *"), STEP),  # the clip, ‖p‖ and ‖u‖, the step
     "Lars": (Pass("p g"), STEP),
@@ -112,12 +115,12 @@ TRAFFIC: Mapping[str, tuple[Pass, ...]] = {
     "SGD": ONE,
     "SGDP": (Pass("p g *", dims=2), STEP),
     "SGDW": ONE,
-    "SOAP": MATRIX,
+    "SOAP": SOAP,
     "ScheduleFreeAdamW": ONE,
     "ScheduleFreeRAdam": ONE,
     "ScheduleFreeSGD": ONE,
     "Scion": MATRIX,
-    "Shampoo": MATRIX,
+    "Shampoo": (Pass("p g *", "p *", kept="root_"),),  # the roots change at every fiftieth step
     "StableAdamW": (Pass("g exp_avg_sq"), STEP),
     "TorchAdafactor": (Pass("g", given="row_var"), Pass("p g variance"), STEP),
 }
@@ -147,6 +150,7 @@ def _bytes(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], passes: tu
     for one in passes:
         if p.dim() < one.dims or not (not one.given or one.given in slots or group.get(one.given)):
             continue
-        for operand in f"{one.reads} {one.writes}".split():
-            total += sum(slots.values()) if operand == "*" else weights.get(operand, 0)
+        written = sum(size for name, size in slots.items() if not (one.kept and name.startswith(one.kept)))
+        for operands, all_slots in ((one.reads, sum(slots.values())), (one.writes, written)):
+            total += sum(all_slots if name == "*" else weights.get(name, 0) for name in operands.split())
     return total

@@ -1,0 +1,307 @@
+"""Kron: PSGD, a Kronecker-factored preconditioner that is fitted rather than inverted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.executors import loop
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.options import Common
+from descend.engine.slots import Slot
+from descend.engine.text import take
+from descend.linear import along, gram, over_triangular, spectral_bound, transpose
+from descend.optimizers.routed import known_with
+from descend.randomness import normal, uniform
+from descend.terms import add_scaled, ema, plus
+
+Probability = float | Callable[[float], float] | None
+
+_TINY = 2.0**-126
+_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
+_PROBE, _BALANCE, _DECAY = range(3)
+
+
+class Kron(Optimizer):
+    """PSGD with Kronecker factors Q_L, Q_R, upper triangular.
+
+    ::
+
+        M ← momentum·M + (1−momentum)·G,   M̂ = M/(1 − momentumᵗ)
+        A = Q_L·M̂·Q_Rᵀ,   B = Q_L⁻ᵀ·V·Q_R⁻¹ with normal random numbers V
+        Q_L ← Q_L − precond_lr·triu(AAᵀ − BBᵀ)·Q_L/‖AAᵀ + BBᵀ‖,   Q_R likewise with AᵀA − BᵀB
+        U = Q_LᵀQ_L·M̂·Q_RᵀQ_R,  its root mean square brought down to 1.1
+        W ← W − lr·(U + weight_decay·W)
+
+    Tensors of more dimensions have a factor for each. A factor is a diagonal where its dimension is 1 or larger than
+    max_size_triangular, where the tensor has fewer than min_ndim_triangular dimensions, or to save memory. Factors are
+    fitted at every of the first 500 steps and then ever more rarely, down to 3 in 100; about every hundredth fit
+    first brings their largest elements to one size.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        momentum: decay rate of the average, in [0, 1).
+        weight_decay: decay, ≥ 0; added to the step, unless ``decoupled_decay``.
+        preconditioner_update_probability: share of the steps that fit the factors, in (0, 1], or a function of the
+            steps taken, which checkpoints then hold; None: the schedule above.
+        max_size_triangular: the largest dimension with a triangular factor.
+        min_ndim_triangular: the fewest dimensions of a tensor with triangular factors.
+        memory_save_mode: "one_diag" gives the largest dimension a diagonal, "smart_one_diag" does so where it is larger
+            than all others, "all_diag" gives all a diagonal; None: none.
+        momentum_into_precond_update: fit the factors to M̂ rather than to G.
+        precond_lr: learning rate of the factors, ≥ 0.
+        precond_init_scale: size of the first preconditioner, > 0.
+        mu_dtype: what M is kept in, a torch dtype or its name; None: the parameter's, or float32 for half precision.
+        precond_dtype: what the factors are kept in, likewise.
+        decoupled_decay: decay the parameter by lr·weight_decay.
+        flatten: take the dimensions from flatten_start_dim to flatten_end_dim as one.
+        flatten_start_dim: the first of these.
+        flatten_end_dim: the last of these; negative from the end.
+        stochastic_weight_decay: multiply weight_decay by a random number between 0 and 2 at every step.
+        deterministic: accepted for timm's sake and without effect: random numbers are always repeatable.
+        seed: of the random numbers; they depend on it, the step, and a tensor's size and element, and on nothing else.
+        **common: see :class:`~descend.engine.options.Common`. The corrected and the cautious weight decay act with
+            ``decoupled_decay``.
+
+    Raises:
+        ValueError: for an option out of its range; the message says what would be right.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 3)
+        >>> optimizer = Kron(layer.parameters(), lr=1e-3)
+        >>> layer(torch.ones(2)).sum().backward()
+        >>> optimizer.step()
+
+    Reference:
+        Li, Preconditioned Stochastic Gradient Descent, 2018; Pooladzandi, Li, Curvature-Informed SGD via General Purpose
+        Lie-Group Preconditioners, 2024, arXiv 2402.04553. Options and schedule as in timm.
+    """
+
+    reach: ClassVar[Reach] = "matrix"
+    carried: ClassVar = {"update_counter": 0.0}
+    structural: ClassVar[frozenset[str]] = frozenset(
+        ("max_size_triangular", "min_ndim_triangular", "flatten_start_dim", "flatten_end_dim", "seed")
+    )
+    refused: ClassVar = {"capturable": "when to fit the factors is decided on the host"}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        preconditioner_update_probability: Probability = None,
+        max_size_triangular: int = 2048,
+        min_ndim_triangular: int = 2,
+        memory_save_mode: str | None = None,
+        momentum_into_precond_update: bool = True,
+        precond_lr: float = 0.1,
+        precond_init_scale: float = 1.0,
+        mu_dtype: torch.dtype | str | None = None,
+        precond_dtype: torch.dtype | str | None = None,
+        decoupled_decay: bool = False,
+        *,
+        flatten: bool = False,
+        flatten_start_dim: int = 2,
+        flatten_end_dim: int = -1,
+        stochastic_weight_decay: bool = False,
+        deterministic: bool = False,
+        seed: int = 1337,
+        **common: Unpack[Common],
+    ) -> None:
+        step = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed, deterministic=deterministic)
+        shape = dict(max_size_triangular=max_size_triangular, min_ndim_triangular=min_ndim_triangular)
+        factors = dict(memory_save_mode=memory_save_mode, precond_lr=precond_lr, precond_init_scale=precond_init_scale)
+        fit = dict(
+            preconditioner_update_probability=preconditioner_update_probability,
+            momentum_into_precond_update=momentum_into_precond_update,
+            mu_dtype=mu_dtype,
+            precond_dtype=precond_dtype,
+        )
+        decay = dict(decoupled_decay=decoupled_decay, stochastic_weight_decay=stochastic_weight_decay)
+        flat = dict(flatten=flatten, flatten_start_dim=flatten_start_dim, flatten_end_dim=flatten_end_dim)
+        super().__init__(params, {**step, **shape, **factors, **fit, **decay, **flat}, **common)
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if h.momentum == 1:
+            raise ValueError(f"momentum={h.momentum!r}, expected a number in [0, 1): nothing would ever move")
+        if h.memory_save_mode not in (None, "one_diag", "smart_one_diag", "all_diag"):
+            raise ValueError(
+                f"memory_save_mode={h.memory_save_mode!r}, expected None, 'one_diag', 'smart_one_diag' or 'all_diag'"
+            )
+        given = h.preconditioner_update_probability
+        if not (given is None or callable(given) or (isinstance(given, (int, float)) and 0 < given <= 1)):
+            raise ValueError(
+                f"preconditioner_update_probability={given!r}, expected None, a function of the step, or a number in (0, 1]"
+            )
+        for name in Kron.structural:
+            if not isinstance(getattr(h, name), int):
+                raise ValueError(f"{name}={getattr(h, name)!r}, expected an integer")
+        if not h.precond_init_scale > 0:
+            raise ValueError(f"precond_init_scale={h.precond_init_scale!r}, expected a number > 0")
+        for name in ("mu_dtype", "precond_dtype"):
+            if _dtype(getattr(h, name)) not in (None, *_DTYPES.values()):
+                raise ValueError(f"{name}={getattr(h, name)!r}, expected None or one of {sorted(_DTYPES)}")
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        shape = flattened(h, p)
+        scale = h.precond_init_scale ** (1 / len(shape))
+        dtype = _dtype(h.precond_dtype) or (p.dtype.to_real() if p.is_complex() else None)
+        slots = {"momentum_buffer": Slot(dtype=_dtype(h.mu_dtype))}
+        for i, (n, diagonal) in enumerate(zip(shape, diagonals(h, shape), strict=True)):
+            side = (n,) if diagonal else (n, n)
+            slots[f"Q_{i}"] = Slot(fill=scale, shape=side, eye=not diagonal, dtype=dtype)
+        return slots
+
+    @staticmethod
+    def traits(h: Any, p: Tensor) -> dict[str, Any]:
+        shape = flattened(h, p)
+        return {"flat": shape, "diagonals": diagonals(h, shape)}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        counter = c.update_counter + 1
+        fits = counter >= 1 / _probability(h, t - 1)
+        c.update_counter = 0.0 if fits else counter
+        return {
+            "pull": 1 - h.momentum,
+            "debias": 1 / (1 - h.momentum**t),
+            "fits": fits,
+            "balances": fits and _draw(h.seed, t, _BALANCE) < 0.01,
+            "decay_share": 2 * _draw(h.seed, t, _DECAY) if h.stochastic_weight_decay else 1.0,
+        }
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "decoupled" if h.decoupled_decay else "own"
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        u = cls.direction(p, g, s, k)
+        if k.decay == "own":
+            u = plus(u, p, k.decay_share * k.weight_decay)
+        else:
+            amount = k.decay_share * k.decay_amount
+            k = known_with(k, decay_amount=amount, decay_factor=1 - amount)
+        take(p, u, g, k)
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        m = ema(s.momentum_buffer, g, k.pull).reshape(k.flat) * k.debias
+        factors = [getattr(s, f"Q_{i}") for i in range(len(k.flat))]
+        if k.balances and len(factors) > 1:
+            balance(factors)
+        if k.fits:
+            fit(factors, m if k.momentum_into_precond_update else g.reshape(k.flat), k)
+        u = m
+        for i, q in enumerate(factors):
+            u = times(times(u, q, i, k), q, i, k, transposed=True)
+        u = u * torch.clamp(1.1 / (k.rms(u) + 1e-8), max=1.0)
+        return u.reshape(k.shape)
+
+
+def flattened(h: Any, p: Tensor) -> tuple[int, ...]:
+    """The shape in which a parameter is preconditioned: complex numbers as pairs, a number as a vector of one."""
+    shape = (*p.shape, 2) if p.is_complex() else tuple(p.shape)
+    start, end = h.flatten_start_dim, h.flatten_end_dim
+    end = min(end if end >= 0 else len(shape) + end, len(shape) - 1)
+    if h.flatten and start <= end:
+        shape = (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+    return shape or (1,)
+
+
+def diagonals(h: Any, shape: tuple[int, ...]) -> tuple[bool, ...]:
+    """Which dimensions have a diagonal factor."""
+    largest = max(range(len(shape)), key=lambda i: (shape[i], i))
+    alone = shape.count(shape[largest]) == 1 and len(shape) > 1
+    saved = h.memory_save_mode == "one_diag" or (h.memory_save_mode == "smart_one_diag" and alone)
+    return tuple(
+        h.memory_save_mode == "all_diag"
+        or (saved and i == largest)
+        or n == 1
+        or n > h.max_size_triangular
+        or len(shape) < h.min_ndim_triangular
+        for i, n in enumerate(shape)
+    )
+
+
+def times(x: Tensor, q: Tensor, i: int, k: Known, transposed: bool = False) -> Tensor:
+    """Q, or its transpose, applied to dimension i of x."""
+    if k.diagonals[i]:
+        return x * lined_up(q, i, k)
+    return along(x, q if transposed else transpose(q), i)
+
+
+def lined_up(q: Tensor, i: int, k: Known) -> Tensor:
+    """A diagonal factor in the shape that multiplies dimension i."""
+    return q.reshape([-1 if j == i else 1 for j in range(len(k.flat))])
+
+
+def fit(factors: list[Tensor], g: Tensor, k: Known) -> None:
+    """One step of every factor towards AAᵀ = BBᵀ."""
+    a, b = g, probe(g, k)
+    for i, q in enumerate(factors):
+        a = times(a, q, i, k)
+        b = b / lined_up(q, i, k) if k.diagonals[i] else over_triangular(b, q, i)
+    for i, q in enumerate(factors):
+        fit_diagonal(q, a, b, i, k) if k.diagonals[i] else fit_triangular(q, a, b, i, k)
+
+
+def fit_diagonal(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
+    """One step of a diagonal factor."""
+    others = [j for j in range(len(k.flat)) if j != i]
+    first, second = ((x * x).sum(others) if others else x * x for x in (a, b))
+    size = torch.amax(first + second)
+    add_scaled(q, (first - second) * q / (size + _TINY), -k.precond_lr)
+
+
+def fit_triangular(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
+    """One step of a triangular factor."""
+    change, total = gram(a, i), gram(b, i)
+    # What has served gives its memory to what comes: each is as large as the parameter.
+    change, total = change - total, total.add_(change)
+    size = spectral_bound(total) + _TINY
+    add_scaled(q, torch.matmul(change.triu_(), q, out=total).div_(size), -k.precond_lr)
+
+
+def probe(like: Tensor, k: Known) -> Tensor:
+    """Standard normal numbers, made in pieces, since their integers take more memory than they do."""
+    numbers = torch.empty_like(like, memory_format=torch.contiguous_format).view(-1)
+    size = numbers.numel()
+    for start in range(0, size, loop.CHUNK):
+        index = torch.arange(start, min(start + loop.CHUNK, size), device=like.device)
+        numbers[start : start + loop.CHUNK].copy_(normal(index, k.seed, int(k.t), size, _PROBE))
+    return numbers.view(like.shape)
+
+
+def balance(factors: list[Tensor]) -> None:
+    """Bring the factors' largest elements to their geometric mean."""
+    sizes = [torch.amax(torch.abs(q)) for q in factors]
+    mean = math.prod(sizes[1:], start=sizes[0]) ** (1 / len(sizes))
+    for q, size in zip(factors, sizes, strict=True):
+        q.mul_(mean / size)
+
+
+def _probability(h: Any, taken: float) -> float:
+    given = h.preconditioner_update_probability
+    if given is None:
+        return min(max(math.exp(-0.001 * (taken - 500)), 0.03), 1.0)
+    return float(given(taken) if callable(given) else given)
+
+
+def _draw(seed: int, t: float, purpose: int) -> float:
+    """A number in (0, 1) for a step."""
+    return float(uniform(torch.zeros((), dtype=torch.int64), seed, int(t), purpose))
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    return _DTYPES.get(dtype.removeprefix("torch."), torch.bool) if isinstance(dtype, str) else dtype

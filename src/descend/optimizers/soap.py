@@ -1,0 +1,270 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from descend.engine.known import Known, State
+from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.options import Common
+from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import decay_weights, keep_norm, shape_direction
+from descend.linear import along, eigenbasis, gram, orthonormal, product, transpose
+from descend.optimizers.routed import check_whole, require_matrices
+from descend.terms import add_scaled, assign, ema, ema_sq, root
+
+
+class SOAP(Optimizer):
+    """SOAP, Adam in slowly rotating coordinates.
+
+    ::
+
+        G' = Q_Lᵀ·G·Q_R
+        M' ← β₁M' + (1−β₁)G',  V ← β₂V + (1−β₂)G'²
+        W ← W − lr·√(1−β₂ᵗ)/(1−β₁ᵗ)·Q_L·[M'/(√V + eps)]·Q_Rᵀ,  then W ← W − lr·weight_decay·W
+        L ← βL + (1−β)·G·Gᵀ,   R ← βR + (1−β)·Gᵀ·G                 β = shampoo_beta
+        every precondition_frequency steps: Q_L ← QR of L·Q_L, Q_R ← QR of R·Q_R, the largest eigenvalues first
+
+    The first step measures L and R, takes their eigenvectors and moves nothing; t counts those after it. At a refresh
+    M' is turned into the new coordinates. Tensors of more dimensions have a factor for each; dimensions larger than
+    max_precond_dim keep their coordinates, and so do vectors, which makes them Adam's.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        shampoo_beta: decay rate of L and R, in [0, 1); negative: β₂.
+        eps: added to the denominator, before the averages are corrected, ≥ 0.
+        weight_decay: decoupled decay, in units of lr, ≥ 0; taken after the step.
+        precondition_frequency: steps from one refresh of the bases to the next, ≥ 1.
+        max_precond_dim: the largest dimension that gets a factor, ≥ 1.
+        precondition_1d: give vectors a factor too.
+        normalize_grads: bring every step to the root mean square 1.
+        correct_bias: correct the averages for their start at 0.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Raises:
+        ValueError: if there are only vectors, and precondition_1d is off.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 3)
+        >>> optimizer = SOAP(layer.parameters(), lr=3e-3)
+        >>> layer(torch.ones(2)).sum().backward()
+        >>> optimizer.step()
+
+    Reference:
+        Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024, arXiv 2409.11321.
+    """
+
+    reach: ClassVar[Reach] = "matrix"
+    #: Along a dimension of size 1 there is nothing to rotate.
+    least_dim: ClassVar[int] = 2
+    structural: ClassVar[frozenset[str]] = frozenset(("precondition_frequency", "max_precond_dim"))
+    refused: ClassVar = {"capturable": "its decompositions synchronise with the host"}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        shampoo_beta: float = -1,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 10,
+        max_precond_dim: int = 10000,
+        *,
+        precondition_1d: bool = False,
+        normalize_grads: bool = False,
+        correct_bias: bool = True,
+        **common: Unpack[Common],
+    ) -> None:
+        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
+        factors = dict(precondition_frequency=precondition_frequency, max_precond_dim=max_precond_dim)
+        own = {**adam, **factors, "shampoo_beta": shampoo_beta, "normalize_grads": normalize_grads}
+        super().__init__(params, {**own, "precondition_1d": precondition_1d}, **common)
+        require_matrices(self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d)
+
+    @staticmethod
+    def check(h: Any) -> None:
+        check_whole("precondition_frequency", h.precondition_frequency)
+        check_whole("max_precond_dim", h.max_precond_dim)
+        if not h.shampoo_beta < 1:
+            raise ValueError(
+                f"shampoo_beta={h.shampoo_beta!r}, expected a number < 1; negative for the second of betas"
+            )
+
+    @classmethod
+    def factored(cls, h: Any, p: Tensor) -> tuple[int, ...]:
+        """The dimensions that get a factor."""
+        if p.is_complex() or (p.dim() == 1 and not h.precondition_1d):
+            return ()
+        return tuple(i for i, n in enumerate(p.shape) if cls.least_dim <= n <= h.max_precond_dim)
+
+    @classmethod
+    def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
+        averages = {"exp_avg": signed(), "exp_avg_sq": positive()}
+        sides = {i: (p.shape[i], p.shape[i]) for i in cls.factored(h, p)}
+        factors = {f"GG_{i}": Slot(shape=side) for i, side in sides.items()}
+        return {**averages, **factors, **{f"Q_{i}": Slot(shape=side) for i, side in sides.items()}}
+
+    @classmethod
+    def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
+        return {"factored": cls.factored(h, p)}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        beta1, beta2 = h.betas
+        taken = t - 1
+        corrects = h.correct_bias and taken > 0
+        return {
+            "weight1": 1 - beta1,
+            "weight2": 1 - beta2,
+            "factor_weight": 1 - (h.shampoo_beta if h.shampoo_beta >= 0 else beta2),
+            "gain": (1 - beta2**taken) ** 0.5 / (1 - beta1**taken) if corrects else 1.0,
+            "first": taken == 0,
+            "refresh": taken > 0 and taken % h.precondition_frequency == 0,
+        }
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        if not k.first:
+            take_and_decay(p, cls.direction(p, g, s, k), g, k)
+        cls.accumulate(g, s, k)
+        if k.first:
+            for i in k.factored:
+                assign(getattr(s, f"Q_{i}"), eigenbasis(getattr(s, f"GG_{i}")))
+        elif k.refresh:
+            refresh_bases(s, k)
+
+    @staticmethod
+    def accumulate(g: Tensor, s: State, k: Known) -> None:
+        """Move the factors."""
+        for i in k.factored:
+            ema(getattr(s, f"GG_{i}"), gram(g, i), k.factor_weight)
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        bases = bases_of(s, k)
+        rotated = rotate(g, bases, k)
+        ema(s.exp_avg, rotated, k.weight1)
+        ema_sq(s.exp_avg_sq, rotated, k.weight2)
+        d = rotate_back(s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), bases, k)
+        return d / (k.rms(d) + 1e-30) if k.normalize_grads else d
+
+
+class KLSOAP(SOAP):
+    """SOAP with the factors of KL-Shampoo, each measured where the others are already divided out.
+
+    ::
+
+        L ← βL + (1−β)·G·R⁻¹·Gᵀ/n,   R ← βR + (1−β)·Gᵀ·L⁻¹·G/m        for an m×n matrix; the rest as in SOAP
+
+    with R⁻¹ = Q_R·diag(1/(λ_R + eps))·Q_Rᵀ and λ_R the average, under β, of what is added to R, seen in Q_R's
+    coordinates; likewise L⁻¹. Eigenvalues start at 0.1; the first step takes both inverses as I. Of all Kronecker
+    products L ⊗ R is then the nearest to the gradient's covariance in Kullback-Leibler divergence. A tensor of more
+    dimensions has all other factors divided out of each.
+
+    Args:
+        params: parameters or groups of parameters.
+        lr: learning rate, ≥ 0.
+        betas: decay rates of the two averages, each in [0, 1).
+        shampoo_beta: decay rate of L and R, in [0, 1); negative: β₂.
+        eps: added to the denominator and to the eigenvalues, ≥ 0.
+        weight_decay: decoupled decay, in units of lr, ≥ 0; taken after the step.
+        precondition_frequency: steps from one refresh of the bases to the next, ≥ 1.
+        max_precond_dim: the largest dimension that gets a factor, ≥ 1.
+        precondition_1d: give vectors a factor too.
+        normalize_grads: bring every step to the root mean square 1.
+        correct_bias: correct the averages for their start at 0.
+        **common: see :class:`~descend.engine.options.Common`.
+
+    Raises:
+        ValueError: if there are only vectors, and precondition_1d is off.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 3)
+        >>> optimizer = KLSOAP(layer.parameters(), lr=3e-3)
+        >>> layer(torch.ones(2)).sum().backward()
+        >>> optimizer.step()
+
+    Reference:
+        Lin et al., Understanding and Improving Shampoo and SOAP via Kullback-Leibler Minimization, 2025,
+        arXiv 2509.03378.
+    """
+
+    #: A factor of size 1 scales the others.
+    least_dim: ClassVar[int] = 1
+
+    @classmethod
+    def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
+        sides = {f"eigenvalues_{i}": (p.shape[i],) for i in cls.factored(h, p)}
+        return {**super().slots(h, p), **{name: Slot("positive", 0.1, shape=side) for name, side in sides.items()}}
+
+    @staticmethod
+    def accumulate(g: Tensor, s: State, k: Known) -> None:
+        if k.first:
+            for i in k.factored:
+                ema(getattr(s, f"GG_{i}"), gram(g, i) * (k.shape[i] / k.numel), k.factor_weight)
+            return
+        bases = bases_of(s, k)
+        scales = [torch.rsqrt(getattr(s, f"eigenvalues_{i}") + k.eps) for i in k.factored]
+        rotated = rotate(g, bases, k)
+        for i, q in zip(k.factored, bases, strict=True):
+            # Whitened along all other dimensions; along i in the basis first, which shows the eigenvalues.
+            white = rotated
+            for j, scale in zip(k.factored, scales, strict=True):
+                if j != i:
+                    white = white * scale.reshape([-1 if d == j else 1 for d in range(k.ndim)])
+            others = [d for d in range(k.ndim) if d != i]
+            seen = (white * white).mean(others) if others else white * white
+            ema(getattr(s, f"eigenvalues_{i}"), seen, k.factor_weight)
+            measured = gram(along(white, transpose(q), i), i) * (k.shape[i] / k.numel)
+            ema(getattr(s, f"GG_{i}"), measured, k.factor_weight)
+
+
+def bases_of(s: State, k: Known) -> list[Tensor]:
+    """The eigenbases of the factored dimensions."""
+    return [getattr(s, f"Q_{i}") for i in k.factored]
+
+
+def rotate(x: Tensor, bases: Sequence[Tensor], k: Known) -> Tensor:
+    """x in the coordinates of the eigenbases."""
+    for i, q in zip(k.factored, bases, strict=True):
+        x = along(x, q, i)
+    return x
+
+
+def rotate_back(x: Tensor, bases: Sequence[Tensor], k: Known) -> Tensor:
+    """x, given in the coordinates of the eigenbases, in the parameter's."""
+    for i, q in zip(k.factored, bases, strict=True):
+        x = along(x, transpose(q), i)
+    return x
+
+
+def refresh_bases(s: State, k: Known) -> None:
+    """One power iteration on every eigenbasis; the averages follow into the new coordinates."""
+    exp_avg = rotate_back(s.exp_avg, bases_of(s, k), k)
+    for i, q in zip(k.factored, bases_of(s, k), strict=True):
+        powered = product(getattr(s, f"GG_{i}"), q)
+        order = torch.argsort((q * powered).sum(-2), dim=-1, descending=True, stable=True)
+        assign(s.exp_avg_sq, s.exp_avg_sq.index_select(i, order))
+        if f"eigenvalues_{i}" in s:
+            eigenvalues = getattr(s, f"eigenvalues_{i}")
+            assign(eigenvalues, eigenvalues.index_select(0, order))
+        assign(q, orthonormal(powered.index_select(-1, order)))
+    assign(s.exp_avg, rotate(exp_avg, bases_of(s, k), k))
+
+
+def take_and_decay(p: Tensor, d: Tensor, g: Tensor, k: Known) -> None:
+    """p ← p − step_size·d, then the decoupled decay of what that gives."""
+    d = shape_direction(d, g, k)
+    if k.hyperball:
+        keep_norm(p, d, k)
+    else:
+        add_scaled(p, d, -k.step_size)
+        decay_weights(p, d, k)
