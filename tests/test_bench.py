@@ -154,7 +154,7 @@ def test_extra_memory_is_what_a_step_holds_at_once() -> None:
 
 def test_parameters_and_gradients_repeat_and_differ() -> None:
     (p, q), (g, h) = measure.parameters([(3, 5), (1 << 20, 2)], torch.float32, CPU)
-    again = measure.parameters([(3, 5)], torch.float32, CPU)
+    again = measure.parameters([(3, 5), (1 << 20, 2)], torch.float32, CPU)
     assert torch.equal(p, again[0][0])
     assert torch.equal(g, again[1][0])
     assert not torch.equal(p, g)

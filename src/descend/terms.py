@@ -64,8 +64,10 @@ def add_scaled(buffer: Tensor, x: Tensor | Quotient, scale: Scalar) -> Tensor:
     return buffer.addcmul_(x, scale) if isinstance(x, Tensor) else buffer.add_(x * scale)
 
 
-def add_product(buffer: Tensor, x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
+def add_product(buffer: Tensor, x: Tensor, y: Tensor | float, scale: Scalar) -> Tensor:
     """buffer ← buffer + scale·x·y."""
+    if isinstance(y, float):
+        return add_scaled(buffer, x, scale * y)
     if isinstance(scale, float):
         return buffer.addcmul_(x, y, value=scale)
     return buffer.add_(x * y * scale)

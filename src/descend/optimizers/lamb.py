@@ -111,4 +111,4 @@ class Lamb(Optimizer):
         ratio = trust_ratio(p_norm, u_norm)
         if k.trust_clip:
             ratio = torch.clamp(ratio, max=1.0)
-        add_product(p, u, either(k.adapts, ratio, torch.ones_like(ratio)), -k.lr)
+        add_product(p, u, either(k.adapts, ratio, 1.0), -k.lr)

@@ -216,4 +216,4 @@ class Lars(SGD):
         if k.trust_clip:
             ratio = torch.clamp(ratio / k.lr, max=1.0)
         decayed = plus(g, p, k.weight_decay)
-        return heavy_ball(either(k.adapts, decayed, g), s, k, either(k.adapts, ratio, torch.ones_like(ratio)))
+        return heavy_ball(either(k.adapts, decayed, g), s, k, either(k.adapts, ratio, 1.0))

@@ -15,9 +15,9 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.linear import along, gram, inverse_root
-from descend.optimizers.adam import bias_correction
+from descend.optimizers.adam import bias_correction, moments
 from descend.optimizers.routed import check_whole, require_matrices
-from descend.terms import assign, ema, ema_sq, root
+from descend.terms import assign, ema, root
 
 Block = tuple[tuple[int, int], ...]
 
@@ -137,8 +137,7 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        ema(s.exp_avg, g, k.weight1)
-        ema_sq(s.exp_avg_sq, g, k.graft_weight)
+        moments(g, s, k, (k.weight1, k.graft_weight))
         for name, (where, i) in block_factors(k.blocks):
             factor = ema(getattr(s, f"factor_{name}"), gram(cut(g, where), i), k.weight2)
             if k.refresh:

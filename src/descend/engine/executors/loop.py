@@ -34,11 +34,10 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
             shared[key] = profile(rule, job), _known(job)
         needs, k = shared[key]
         k.across = OverallKnown(totals)
-        k.measure(job.value)
         if needs.overall > len(totals):
             partials.append(partial_sums(rule, job, k))
             continue
-        for p, g, s in _pieces(job, needs.whole):
+        for p, g, s in _pieces(job, needs.whole, k):
             k.across = OverallKnown(totals)
             advance_stored(rule, job.maths, p, g, s, k)
         job.done = True
@@ -50,17 +49,20 @@ def _known(job: Job) -> Known:
     return cast_scalars(k, job.maths) if job.group["capturable"] else k
 
 
-def _pieces(job: Job, whole: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """The parameter, gradient and state: at once, or flat in storage order, piece by piece."""
+def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """The parameter, gradient and state: at once, or flat in storage order, piece by piece; k learns the shape."""
     p, g = values_of(job)
     s = {name: real(job.state[name]) for name in job.slots}
     alike = all(slot.like_parameter for slot in job.slots.values()) and all(
         t.stride() == p.stride() for t in s.values()
     )
     if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
-        seen = job.seen if alike else real
-        yield seen(p), seen(g), {name: seen(t) for name, t in s.items()}
+        if alike:
+            p, g, s = job.seen(p), job.seen(g), {name: job.seen(t) for name, t in s.items()}
+        k.measure(p)
+        yield p, g, s
         return
+    k.measure(p)
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
     for start in range(0, p.numel(), CHUNK):
         length = min(CHUNK, p.numel() - start)
@@ -95,6 +97,7 @@ class Scratch(State):
 def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
     p, g = values_of(job)
+    k.measure(p)
     s = Scratch({name: real(job.state[name]) for name in job.slots}, job.maths)
     try:
         advance(rule, p.to(job.maths), g.to(job.maths), s, k)

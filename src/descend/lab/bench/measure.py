@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 WARM_UP = 3  # steps that are not counted: the first makes the state and compiles, the last tells what a step takes
+TURN = 5e-3  # seconds that a contender has its turn for, if a step is shorter than that
+STREAK = 10  # steps of a turn at most
 BUDGET = 2.0  # seconds of timed steps a contender; a slow one sits out some of the rounds
 
 
@@ -34,6 +36,7 @@ class Contender:
     moved: int = 0
     first_s: float = 0.0
     planned: int = 0
+    streak: int = 1
     times: list[float] = field(default_factory=list)
     failure: Exception | None = None
 
@@ -92,14 +95,15 @@ def reference(shapes: Sequence[tuple[int, ...]], device: torch.device) -> tuple[
 
 
 def warm(contender: Contender, rounds: int, device: torch.device) -> None:
-    """Take the steps that are not counted, and see how many of the rounds it can take part in."""
+    """Take the steps that are not counted, and see how many of the rounds it can take part in, with how many steps."""
     taken = [_timed(contender, device) for _ in range(WARM_UP)]
     contender.first_s = taken[0]
+    contender.streak = min(STREAK, max(1, int(TURN / taken[-1])))
     contender.planned = min(rounds, max(1, int(BUDGET / taken[-1]))) if rounds else 0
 
 
 def interleave(contenders: Sequence[Contender], rounds: int, device: torch.device) -> None:
-    """One step of each in every round, in an order that changes; slow ones are spread over the rounds."""
+    """A turn of each in every round, in an order that changes; slow ones are spread over the rounds."""
     shuffle = random.Random(0).shuffle
     collects = gc.isenabled()
     gc.collect()
@@ -110,7 +114,7 @@ def interleave(contenders: Sequence[Contender], rounds: int, device: torch.devic
             shuffle(turn)
             for contender in turn:
                 try:
-                    contender.times.append(_timed(contender, device))
+                    contender.times.append(statistics.fmean(_timed(contender, device) for _ in range(contender.streak)))
                 except Exception as error:  # whatever another library raises must not end the run
                     contender.failure, contender.planned = error, 0
     finally:
