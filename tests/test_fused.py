@@ -59,7 +59,14 @@ def test_float32_matches_the_oracle_and_really_compiles(row: Row) -> None:
     assert after.hits + after.misses > before.hits + before.misses
 
 
+@pytest.fixture
+def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parameters a call: a quarter of the code to compile, of the same text."""
+    monkeypatch.setattr(kernels, "BUNDLE", 2)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_bundles")
 @pytest.mark.capability("fused")
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 def test_float64_matches_the_oracle(row: Row) -> None:
@@ -68,6 +75,7 @@ def test_float64_matches_the_oracle(row: Row) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_bundles")
 @pytest.mark.capability("fused")
 @pytest.mark.parametrize("row, options", TEXTS)
 def test_every_text_matches_the_oracle(row: Row, options: dict) -> None:

@@ -34,7 +34,11 @@ _PATIENCE = 2.0  # seconds of silence before a compile announces itself
 
 @dataclass(frozen=True)
 class Signature:
-    """All that a kernel depends on, and so its key: its guards are switched off."""
+    """All that a kernel depends on, and so its key: its guards are switched off.
+
+    Attributes:
+        bundle: parameters a call: one where the text needs their shapes.
+    """
 
     rule: type[Optimizer]
     flags: tuple[tuple[str, Any], ...]
@@ -47,6 +51,7 @@ class Signature:
     rounds: tuple[tuple[Scope, int], ...]
     small: tuple[bool, ...]
     order: tuple[int, ...] | None
+    bundle: int
 
     @property
     def shaped(self) -> bool:
@@ -58,11 +63,6 @@ class Signature:
         passes = f", pass {stage + 1} of {len(self.rounds) + 1}" if self.rounds else ""
         return f"{self.rule.__name__} for {str(self.param_dtype).removeprefix('torch.')} on {self.device}{passes}"
 
-    @property
-    def bundle(self) -> int:
-        """Parameters a call: one where the text needs their shapes."""
-        return 1 if self.shaped else BUNDLE
-
 
 def signature_of(rule: type[Optimizer], job: Job) -> Signature:
     """The kernel that serves this job."""
@@ -71,7 +71,9 @@ def signature_of(rule: type[Optimizer], job: Job) -> Signature:
     slots = tuple((name, slot, job.state[name].dtype) for name, slot in job.slots.items())
     dtypes = job.param.dtype, job.grad.dtype, job.maths
     order = _memory_order(value) if needs.shaped else None
-    return Signature(rule, flags(job), scalars(job), slots, *dtypes, job.param.device, needs.rounds, needs.small, order)
+    bundle = 1 if needs.shaped else BUNDLE
+    text = flags(job), scalars(job), slots
+    return Signature(rule, *text, *dtypes, job.param.device, needs.rounds, needs.small, order, bundle)
 
 
 def _memory_order(x: Tensor) -> tuple[int, ...]:
