@@ -80,6 +80,10 @@ def test_float64_matches_the_oracle(row: Row) -> None:
 @pytest.mark.parametrize("row, options", TEXTS)
 def test_every_text_matches_the_oracle(row: Row, options: dict) -> None:
     skip_matrices(row)
+    if "slice_p" in options:
+        with pytest.raises(ValueError, match="kernels take whole tensors"):
+            run(row.name, row.lr, options, fused=True)
+        return
     assert_close(run(row.name, row.lr, options, dtype=torch.float32, fused=True), row.float32)
 
 

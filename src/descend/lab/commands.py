@@ -75,7 +75,7 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
         steps: Annotated[int | None, typer.Option(min=1, help="Length of a final run. [the task's]")] = None,
         search_steps: Annotated[int | None, typer.Option(min=1, help="Length of a trial. [same as --steps]")] = None,
         batch_size: Annotated[int | None, typer.Option(min=2, help="Examples in a step. [the task's]")] = None,
-        weight_decay: Annotated[float | None, typer.Option(min=0, help="The same for all. [0]")] = None,
+        weight_decay: Annotated[float | None, typer.Option(min=0, help="The same for all. [0.001]")] = None,
         target: Annotated[float | None, typer.Option(help="Accuracy or loss to reach. [the task's]")] = None,
         seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it. [0]")] = None,
         device: Annotated[str | None, typer.Option(help="Where to train. [cpu]")] = None,

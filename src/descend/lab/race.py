@@ -47,7 +47,7 @@ class Settings:
     seeds: int = 3
     seed: int = 0
     warmup: float = 0.1
-    weight_decay: float = 0.0
+    weight_decay: float = 1e-3
     device: str = "cpu"
     threads: int = 1
 

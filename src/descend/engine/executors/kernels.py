@@ -221,8 +221,9 @@ def kernel(signature: Signature, stage: int) -> Kernel:
             return made
 
     compiled = torch.compile(_text(signature, stage), fullgraph=True, dynamic=True, backend=backend)
-    # Numbers among the flags are part of the text, which `dynamic` alone would turn into inputs.
-    with _announced(signature.describe(stage)), torch._dynamo.config.patch(specialize_int=True):
+    # Numbers in the text are part of it, which `dynamic` alone would turn into inputs.
+    constant = torch._dynamo.config.patch(specialize_int=True, specialize_float=True)
+    with _announced(signature.describe(stage)), constant:
         compiled(*_example(signature, stage))
     return captured[0]
 
