@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ print(json.dumps([ms, [name for name in heavy if name in sys.modules and name no
 
 def importing(repeats: int) -> Importing:
     """Import the package in fresh processes; one more goes first, so that all find bytecode on disk."""
-    found = [_child("-c", _IMPORT) for _ in range(repeats + 1)][1:]
+    with tempfile.TemporaryDirectory(prefix="descend-bench-") as folder:
+        bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": folder}
+        found = [_child("-c", _IMPORT, **bytecode) for _ in range(repeats + 1)][1:]
     return Importing(statistics.median(ms for ms, _ in found), sorted({name for _, names in found for name in names}))
 
 
@@ -45,7 +48,7 @@ def compiling(rule: str, model: str, dtype: str, device: str, cache: Path) -> Co
         return result
     result.kernels = cold["kernels"]
     result.cold_s, result.warm_s = cold["seconds"], warm["seconds"]
-    result.loading_s = warm["loading"]
+    result.loading_s, result.probing_s = warm["loading"], cold["probing"]
     return result
 
 
@@ -80,9 +83,14 @@ def main(rule: str, model: str, dtype: str, device: str) -> None:
     import torch._inductor.compile_fx
 
     loaded = time.perf_counter()
+    if device == "cpu":
+        from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+        valid_vec_isa_list()
+    probed = time.perf_counter()
     kernels = len(warm_up(optimizer).kernels)
-    seconds = time.perf_counter() - loaded
-    print(json.dumps({"kernels": kernels, "seconds": seconds, "loading": loaded - start}))
+    seconds = time.perf_counter() - probed
+    print(json.dumps({"kernels": kernels, "seconds": seconds, "loading": loaded - start, "probing": probed - loaded}))
 
 
 if __name__ == "__main__":

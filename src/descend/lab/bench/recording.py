@@ -93,6 +93,8 @@ class Compile:
         cold_s: with an empty cache on disk.
         warm_s: in a second process, with the cache that the first one left.
         loading_s: importing torch's compiler, which comes on top of either.
+        probing_s: on a CPU, torch's own trial of the processor's vector instructions, which comes on top of the first
+            compile that a machine ever does, whatever it compiles.
     """
 
     rule: str
@@ -101,6 +103,7 @@ class Compile:
     cold_s: float | None = None
     warm_s: float | None = None
     loading_s: float | None = None
+    probing_s: float | None = None
     error: str = ""
 
 

@@ -102,11 +102,11 @@ def memory(heats: Sequence[Heat]) -> Table:
 def compiles(recording: Recording) -> Table:
     """What compiling cost."""
     rows = [
-        [one.rule, str(one.kernels), number(one.cold_s, 2), number(one.warm_s, 2), number(one.loading_s, 2)]
+        [one.rule, str(one.kernels), *(number(s, 2) for s in (one.cold_s, one.warm_s, one.loading_s, one.probing_s))]
         for one in recording.compiles
     ]
     notes = [f"{one.rule}: {one.error}" for one in recording.compiles if one.error]
-    head = ["optimizer", "kernels", "cold s", "second process s", "loading torch's compiler s"]
+    head = ["optimizer", "kernels", "cold s", "second process s", "loading torch's compiler s", "torch's first look s"]
     return Table("Compiling, each optimizer in processes of its own", head, rows, notes)
 
 
@@ -197,8 +197,8 @@ def show_mib(amount: int | None) -> str:
 
 METHOD = (
     "A heat is one optimizer on one model in one dtype: our executors and the other libraries' optimizers take one "
-    "step each in every round, in an order that changes, so that whatever else the machine does hits all alike. "
-    "Times are medians; three steps at the start are not counted; what would take more than two seconds sits out some "
+    "step each in every round, or up to ten in a row where one takes less than 5 ms, in an order that changes, so that "
+    "whatever else the machine does hits all alike. Times are medians; three steps at the start are not counted; what would take more than two seconds sits out some "
     "of the rounds.",
     "Bytes are those that the rule must move: parameter, gradient and state, read and written, in as many passes as its "
     "sums over whole tensors force. Peers are charged the same bytes.",
@@ -209,5 +209,6 @@ METHOD = (
     "Adahessian takes a backward pass in its step, so it is timed and compared, but not held against light or the "
     "limit of memory.",
     "Compile times are of fresh processes, the first with an empty cache on disk, the second with what that left; "
-    "loading torch's own compiler comes on top of either.",
+    "loading torch's own compiler comes on top of either. Its first look, a trial of the processor's vector "
+    "instructions, comes on top of the first compile that a machine ever does.",
 )
