@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
+from descend.engine.executors import Totals
+from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
@@ -106,24 +107,16 @@ class Adahessian(Optimizer):
         ema_sq(s.exp_hessian_diag_sq, s.hessian, k.weight2)
         return s.exp_avg / ((s.exp_hessian_diag_sq * k.debias2) ** (k.hessian_power / 2)).add_(k.eps)
 
-    @_disable_dynamo
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Estimate the curvature, then move every parameter that has a gradient by one step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        jobs = self._plan.jobs(self)
+    def _run(self, jobs: list[Job]) -> Totals:
+        """Estimate the curvature where it is due, then move the parameters."""
         due = [job for job in jobs if (job.known["t"] - 1) % job.group["update_each"] == 0]
         for job, estimate in zip(due, self._estimate([job.param for job in due], due), strict=True):
             if job.group["avg_conv_kernel"] and job.param.dim() == 4:
                 estimate = estimate.abs().mean(dim=(2, 3), keepdim=True).expand_as(estimate)
-            job.state["hessian"].copy_(estimate)
-        self._run(jobs)
-        return loss
+            job.state["hessian"].copy_(estimate * job.known["inverse_scale"] if job.known["unscales"] else estimate)
+        return super()._run(jobs)
 
-    def _estimate(self, params: list[Tensor], jobs: list[Any]) -> list[Tensor]:
+    def _estimate(self, params: list[Tensor], jobs: list[Job]) -> list[Tensor]:
         """Hutchinson's estimate of the Hessian's diagonal for each parameter."""
         if not params:
             return []

@@ -55,6 +55,14 @@ def verdicts(recording: Recording) -> list[Verdict]:
         _times_light(recording, "AdamP, SGDP, Adafactor", 1.5, lambda heat: heat.rule in BY_ROWS),
         _against_timm(recording, "fused", 3.0),
         _against_timm(recording, "loop", 1.5),
+        _faster(recording, "Muon, ViT-S/16, against timm and torch", ("muon",), ("timm", "torch"), 2.0),
+        _faster(
+            recording,
+            "SOAP and Shampoo, ViT-S/16, mean over a refresh, against pytorch_optimizer",
+            ("soap", "shampoo"),
+            ("pytorch_optimizer",),
+            1.0,
+        ),
         _most(
             "150 tensors of 16 elements, elementwise rules",
             "µs a tensor",
@@ -94,6 +102,22 @@ def _against_timm(recording: Recording, how: str, target: float) -> Verdict:
     verdict.reached = f"{mean:.2f} × over {len(pairs)}; least {slowest.value:.2f} × ({slowest.whose})"
     verdict.missed = [_told(p, "×") for p in sorted(pairs, key=lambda p: p.value) if p.value < 1]
     verdict.passed = mean >= target and not verdict.missed
+    return verdict
+
+
+def _faster(recording: Recording, what: str, rules: Sequence[str], libraries: Sequence[str], target: float) -> Verdict:
+    """A number of times that ours is faster by, for each of these rules and libraries."""
+    verdict = Verdict(what, f"≥ {target:g} × faster")
+    pairs = [
+        Found(theirs.ms / line.ms, f"{heat.rule}, {library}")
+        for heat, line in _large(recording)
+        for library in libraries
+        if heat.rule in rules and line.ms and (theirs := heat.line(library, "default")) and theirs.ms
+    ]
+    if pairs:
+        verdict.reached = ", ".join(_told(pair, "×") for pair in pairs)
+        verdict.missed = [_told(pair, "×") for pair in pairs if pair.value < target]
+        verdict.passed = not verdict.missed
     return verdict
 
 

@@ -94,12 +94,15 @@ def reference(shapes: Sequence[tuple[int, ...]], device: torch.device) -> tuple[
     return adamw, Contender(lambda: target.copy_(source), moved=8 * elements)
 
 
-def warm(contender: Contender, rounds: int, device: torch.device) -> None:
-    """Take the steps that are not counted, and see how many of the rounds it can take part in, with how many steps."""
+def warm(contender: Contender, rounds: int, device: torch.device, period: int = 1) -> None:
+    """Take the steps that are not counted, and see how many of the rounds it can take part in, with how many steps.
+
+    A turn is a multiple of `period`, so that what happens only every so many steps has its share in each.
+    """
     taken = [_timed(contender, device) for _ in range(WARM_UP)]
     contender.first_s = taken[0]
-    contender.streak = min(STREAK, max(1, int(TURN / taken[-1])))
-    contender.planned = min(rounds, max(1, int(BUDGET / taken[-1]))) if rounds else 0
+    contender.streak = period * min(STREAK, max(1, int(TURN / taken[-1] / period)))
+    contender.planned = min(rounds, max(1, int(BUDGET / taken[-1] / contender.streak))) if rounds else 0
 
 
 def interleave(contenders: Sequence[Contender], rounds: int, device: torch.device) -> None:

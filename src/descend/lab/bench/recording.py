@@ -63,6 +63,7 @@ class Heat:
         reference_bytes: what that moves.
         copy_ms: a streaming copy of as many float32 elements, interleaved.
         copy_bytes: what that moves.
+        period: every so many steps the rule does more; a turn consists of so many.
     """
 
     rule: str
@@ -79,6 +80,7 @@ class Heat:
     copy_ms: float | None = None
     copy_bytes: int = 0
     lines: list[Line] = field(default_factory=list)
+    period: int = 1
 
     def line(self, library: str, how: str) -> Line | None:
         """A contender that took part."""

@@ -179,7 +179,7 @@ def heat(task: Task, rounds: int, device: torch.device) -> Heat:
                 params, grads = measure.parameters(shapes, dtype, device)
                 optimizer = make(params)
                 contender = measure.stepping(optimizer, params, grads, result.second_order)
-                measure.warm(contender, rounds, device)
+                measure.warm(contender, rounds, device, result.period)
             except Exception as error:  # whatever another library raises must not end the run
                 line.error = told(error)
                 continue
@@ -219,6 +219,7 @@ def _described(task: Task, shapes: Shapes, dtype: torch.dtype) -> Heat:
         tensors=len(shapes),
         elements=sum(map(math.prod, shapes)),
         bytes=bytes_of(rule),
+        period=rule.defaults.get("precondition_frequency", 1),
         batch_bytes=max((math.prod(shape) * n * params[0].element_size() for shape, n in equal.items()), default=0),
     )
 
