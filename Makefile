@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-all check bench clean
+.PHONY: race test test-slow test-all table check bench clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,11 +21,14 @@ race: $(VENV)/.lab  ## set up, race eight optimizers on digits, write runs/race/
 test: $(VENV)/.dev  ## set up, run the tests but those marked slow
 	$(RUN) pytest -n 2 -m "not slow"
 
-test-all: $(VENV)/.dev  ## the slow ones too: every compiled text
+test-slow: $(VENV)/.dev  ## those: every text of every optimizer, compiled
+	$(RUN) pytest -n 2 -m slow
+
+test-all: $(VENV)/.dev  ## both
 	$(RUN) pytest -n 2
 
 table: $(VENV)/.dev  ## record which capabilities pass, and write the tables from the record
-	$(RUN) pytest -n 2 -m "capability and not slow" --record-capabilities=docs/capabilities.json
+	$(RUN) pytest -n 2 -m capability --record-capabilities=docs/capabilities.json
 	$(VENV)/bin/python tools/table.py docs/capabilities.json
 
 check: $(VENV)/.dev  ## lint and types
