@@ -1,0 +1,88 @@
+"""What rests between two steps is what was stored, as nearly as its storage promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from descend.engine.storage import Blocks, Dice, Kahan, Plain, Split, Stochastic, block_length
+
+
+def values(seed: int, spread: float, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator) * torch.exp(spread * torch.randn(shape, generator=generator))
+
+
+def rested(storage: object, value: torch.Tensor, dice: Dice | None = None) -> torch.Tensor:
+    return storage.load(storage.store((), value, dice), torch.float32)
+
+
+@given(st.integers(0, 10**6), st.floats(0, 2), st.sampled_from((16, 48, 256)))
+def test_signed_blocks_are_within_half_a_step(seed: int, spread: float, length: int) -> None:
+    value = values(seed, spread, 8, length)
+    share = value.abs() / value.abs().amax(-1, keepdim=True)
+    error = (rested(Blocks(True, length), value) - value).abs() / value.abs().amax(-1, keepdim=True)
+    # Half a step of 1/127 over the slope of the map at x, (1 + f·(1 − y))²/(1 + f) with f = 16.
+    step = 0.5 / 127 * (1 + 16 * share) ** 2 / 17
+    assert bool((error <= step * 1.3 + 1e-6).all())
+
+
+@given(st.integers(0, 10**6), st.floats(0, 2), st.sampled_from((16, 48, 256)))
+def test_positive_blocks_keep_their_size_and_never_vanish(seed: int, spread: float, length: int) -> None:
+    value = values(seed, spread, 8, length).square()
+    found, top = rested(Blocks(False, length), value), value.amax(-1, keepdim=True)
+    assert bool((found > 0).all())
+    fourth = (value / top) ** 0.25
+    inside = fourth > 1 / 255
+    assert bool((((found / top) ** 0.25 - fourth).abs()[inside] <= 0.5 / 255 + 1e-5).all())
+
+
+def test_zeros_stay() -> None:
+    zeros = torch.zeros(2, 32)
+    assert torch.equal(rested(Blocks(True, 32), zeros), zeros)
+    assert torch.equal(rested(Blocks(False, 32), zeros), zeros)
+
+
+@given(st.integers(0, 10**6), st.floats(0, 5))
+def test_split_is_exact_and_the_upper_half_is_the_nearest(seed: int, spread: float) -> None:
+    value = values(seed, spread, 64)
+    assert torch.equal(rested(Split(), value), value)
+    upper, _ = Split().store((), value, None)
+    assert bool(((upper.float() - value).abs() <= (value.bfloat16().float() - value).abs()).all())
+
+
+def test_split_survives_ties_and_ends() -> None:
+    bits = torch.tensor([0x3F808000, 0x3F818000, 0x00008000, 0x7F7FFFFF, 0x7F800000, 0], dtype=torch.int64)
+    value = torch.cat([bits, bits | 0x80000000]).to(torch.int32).view(torch.float32)
+    assert torch.equal(rested(Split(), value), value)
+
+
+@given(st.integers(0, 10**6))
+def test_kahan_keeps_sixteen_bits(seed: int) -> None:
+    value = values(seed, 1.0, 64)
+    assert bool(((rested(Kahan(torch.bfloat16), value) - value).abs() <= value.abs() * 2.0**-16).all())
+
+
+def test_stochastic_rounding_is_right_in_the_mean_and_repeats() -> None:
+    value = values(0, 0.5, 256)
+    draws = torch.stack([rested(Stochastic(), value, Dice(7, step, 3)) for step in range(256)])
+    ulp = 2.0 ** (torch.floor(torch.log2(value.abs())) - 7)
+    assert bool(((draws.mean(0) - value).abs() < 0.15 * ulp).all())
+    assert torch.equal(draws[5], rested(Stochastic(), value, Dice(7, 5, 3)))
+    halves = [rested(Stochastic(), value[i : i + 128], Dice(7, 5, 3, first=i)) for i in (0, 128)]
+    assert torch.equal(draws[5], torch.cat(halves))
+
+
+def test_plain_is_the_part_itself() -> None:
+    value = torch.ones(3)
+    assert Plain(torch.float32).load((value,), torch.float32) is value
+
+
+@pytest.mark.parametrize(
+    ("shape", "length"),
+    [((8,), None), ((4, 256), 256), ((4, 384), 192), ((64, 3, 7, 7), 147), ((4, 514), None), ((0, 256), None)],
+)
+def test_blocks_lie_within_slices(shape: tuple[int, ...], length: int | None) -> None:
+    assert block_length(shape) == length
