@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.slots import Slot
+from descend.engine.storage import Dice, Rests
 
 
 @dataclass(eq=False)
@@ -22,6 +23,9 @@ class Job:
         traits: its flags that depend on its shape.
         units: whether all dimensions but the first count as one for the rule, which saves a compiler many loops.
         slots: what the rule declared for it.
+        resting: the tensors of the state as they rest, of which there may be several for a slot.
+        rests: how values are made of them.
+        version: the parameter's own count of changes after our last one.
         group: the parameter group.
         known: scalars and flags for the text; jobs with the same dict can run as one batch.
         carried: the carried scalars after this step, written back once it is done.
@@ -30,6 +34,8 @@ class Job:
     param: Tensor
     state: dict[str, Any]
     slots: dict[str, Slot]
+    resting: dict[str, Slot]
+    rests: Rests
     group: dict[str, Any]
     traits: tuple[tuple[str, Any], ...]
     units: bool = False
@@ -37,6 +43,7 @@ class Job:
     known: dict[str, Any] = field(init=False)
     carried: dict[str, Any] = field(init=False)
     done: bool = False
+    version: int | None = None
 
     @property
     def maths(self) -> torch.dtype:
@@ -47,6 +54,12 @@ class Job:
     def value(self) -> Tensor:
         """The parameter as its rule sees it: real, and of two dimensions at most where only units count."""
         return self.seen(self.param.detach())
+
+    def dice(self, first: int = 0) -> Dice | None:
+        """Random bits for the elements from `first` on, where the parameter is rounded at random."""
+        if "place" not in self.known:
+            return None
+        return Dice(int(self.group.get("seed", 0)), self.known["t"], self.known["place"], first)
 
     def seen(self, x: Tensor) -> Tensor:
         """The parameter, or a tensor that rests in memory as it does, in the shape that the rule sees."""

@@ -21,6 +21,7 @@ from descend.engine.known import Known, State
 from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan
 from descend.engine.slots import Slot
+from descend.engine.storage import rest
 from descend.engine.text import take
 from descend.terms import Quotient
 
@@ -131,7 +132,8 @@ class Optimizer(torch.optim.Optimizer):
             for i, p in enumerate(group["params"]):
                 names = group.get("param_names")
                 try:
-                    self.slots(SimpleNamespace(**group), p)
+                    h = SimpleNamespace(**group)
+                    rest(self.slots(h, p), h, p)
                 except ValueError as error:
                     self.param_groups.pop()
                     raise ValueError(f"{kind}: parameter {names[i] if names else i}: {error}") from None
@@ -208,7 +210,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
         """Bytes of state that this optimizer keeps for one parameter, without making any."""
-        slots = self.slots(SimpleNamespace(**(group or self.defaults)), param)
+        h = SimpleNamespace(**(group or self.defaults))
+        slots, _ = rest(self.slots(h, param), h, param)
         meta = torch.empty_like(param, device="meta")
         tensors = [slot.new(meta) for slot in slots.values()]
         return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(self.carried)

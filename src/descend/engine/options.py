@@ -5,10 +5,15 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
+
+
+StateDtype = torch.dtype | str | Mapping[str, torch.dtype | str] | None
+MASTERS = ("kahan", "split", "stochastic")
+_STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, "int8")
 
 
 class Common(TypedDict, total=False):
@@ -36,6 +41,13 @@ class Common(TypedDict, total=False):
             arXiv 2102.06171). > 0.
         hyperball: the step keeps the norm of the parameter and is measured in it: p' = p − lr·‖p‖·u/‖u‖, then
             p'·‖p‖/‖p'‖; there is no weight decay (Hyperball).
+        state_dtype: what state rests in: a floating-point dtype, or "int8" for averages of the parameter's shape, in
+            blocks of up to 256 elements with a scale each; what has one dimension, and points in parameter space, stay
+            float32. A mapping from names of the state to these chooses for each. None: float32 for half-precision
+            parameters, the parameter's dtype for others.
+        master: how half-precision parameters keep what their dtype cannot hold: "kahan", the rounding error in the same
+            dtype; "split", the bits that bfloat16 lacks of float32; "stochastic", rounding at random whose mean is
+            right. None: rounding to the nearest, which loses small steps.
     """
 
     foreach: bool | None
@@ -50,6 +62,8 @@ class Common(TypedDict, total=False):
     centralize_grad: bool
     adaptive_grad_clip: float | None
     hyperball: bool
+    state_dtype: StateDtype
+    master: Literal["kahan", "split", "stochastic"] | None
 
 
 COMMON_DEFAULTS: Mapping[str, Any] = {
@@ -65,6 +79,8 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "centralize_grad": False,
     "adaptive_grad_clip": None,
     "hyperball": False,
+    "state_dtype": None,
+    "master": None,
 }
 
 # Why some optimizers refuse options that others have.
@@ -132,6 +148,13 @@ def check_option(kind: str, name: str, value: Any, default: Any, optional: bool)
         if default is not None and not optional:
             raise ValueError(f"{kind}: {name}=None, expected {_expected(name, default)}")
         return
+    if name == "master" and value not in MASTERS:
+        raise ValueError(f"{kind}: master={value!r}, expected None or one of {', '.join(map(repr, MASTERS))}")
+    if name == "state_dtype":
+        for one in value.values() if isinstance(value, Mapping) else (value,):
+            if one not in _STATE_DTYPES:
+                known = ", ".join(str(x) if isinstance(x, torch.dtype) else repr(x) for x in _STATE_DTYPES)
+                raise ValueError(f"{kind}: state_dtype={one!r}, expected None or one of {known}")
     if (isinstance(default, bool) or name in ("foreach", "fused")) and not isinstance(value, (bool, int)):
         raise ValueError(f"{kind}: {name}={value!r}, expected True or False")
     if isinstance(value, Tensor):

@@ -11,6 +11,7 @@ from torch import Tensor
 from descend.engine.counters import Counters
 from descend.engine.job import Job
 from descend.engine.resolved import Resolved
+from descend.engine.storage import rest
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -55,8 +56,10 @@ class Plan:
             r, kept = resolved[index]
             job = kept.get(position)
             if job is None or job.param is not p:
-                job = kept[position] = new_job(p, r, optimizer.state[p])
+                job = kept[position] = new_job(p, r, optimizer.state[p], (index << 32) + position)
             job.grad, job.group, job.done = g, r.group, False
+            if job.rests.master is not None:
+                forget_compensation(job)
             jobs.append(job)
             if r.group["capturable"]:
                 tell_on_device(job, r)
@@ -90,7 +93,7 @@ def trial_jobs(optimizer: Optimizer) -> list[Job]:
         r = Resolved(optimizer, group)
         for p in group["params"]:
             if p.requires_grad:
-                job = new_job(p, r, {}, torch.empty_like(p, device="meta"))
+                job = new_job(p, r, {}, like=torch.empty_like(p, device="meta"))
                 job.grad = torch.empty_like(p)
                 if r.group["capturable"]:
                     tell_on_device(job, r)
@@ -100,10 +103,15 @@ def trial_jobs(optimizer: Optimizer) -> list[Job]:
     return jobs
 
 
-def new_job(p: Tensor, r: Resolved, state: dict[str, Any], like: Tensor | None = None) -> Job:
+def new_job(
+    p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like: Tensor | None = None
+) -> Job:
     """A parameter's job; what its state lacks is made, on the device of `like` if given."""
     device = p.device if r.group["capturable"] else torch.device("cpu")
     slots, traits = r.rule.slots(r.h, p), r.rule.traits(r.h, p)
+    if r.h.master == "stochastic" and p.dtype == torch.bfloat16:
+        traits = {**traits, "place": float(place)}
+    resting, rests = rest(slots, r.h, p)
     if "step" not in state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
     for name, start in r.rule.carried.items():
@@ -112,12 +120,19 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], like: Tensor | None =
     for name in ("step", *r.rule.carried):
         if r.group["capturable"] and state[name].device != device:
             state[name] = state[name].to(device)
-    for name, slot in slots.items():
+    for name, slot in resting.items():
         if name not in state:
             state[name] = slot.new(p if like is None else like)
     units = r.rule.reach in ("elementwise", "tensor") or r.rule.by_units
     units = units and all(slot.like_parameter for slot in slots.values())
-    return Job(p, state, slots, r.group, tuple(traits.items()), units)
+    return Job(p, state, slots, resting, rests, r.group, tuple(traits.items()), units)
+
+
+def forget_compensation(job: Job) -> None:
+    """What a parameter lacked before somebody else changed it is no part of what it is now."""
+    if job.version is not None and job.param._version != job.version:
+        for name in job.rests.master.suffixes[1:] if job.rests.master else ():
+            job.state[name].zero_()
 
 
 def tell(job: Job, r: Resolved, t: float) -> None:

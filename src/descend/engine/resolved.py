@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ class Resolved:
                 self.numbers[name] = tuple(self._number(beta) for beta in value)
             elif isinstance(value, (int, float, Tensor)):
                 self.numbers[name] = self._number(value)
+            elif isinstance(value, Mapping):
+                self.flags[name] = tuple(value.items())
             else:
                 self.flags[name] = tuple(value) if isinstance(value, list) else value
         # A GradScaler leaves these two on an optimizer that unscales by itself, for the length of one step.

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from descend.engine.storage import packed, rest, unpacked
+
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
 
 FORMAT = 1
+# What parameters have beside them in a storage that this optimizer need not have.
+_MASTERS = frozenset(("compensation", "missing_bits"))
 _FORMAT_KEY = "descend_format"
 _NAME_KEY = "descend_optimizer"
 # What timm and torch keep in a state beside a rule's slots, and we need not.
@@ -138,6 +142,8 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
     kind = type(optimizer).__name__
     h = SimpleNamespace(**{**optimizer.defaults, **group})
     slots = optimizer.slots(h, p)
+    resting, rests = rest(slots, h, p)
+    blocks = dict(rests.blocks)
     placed: dict[str, Any] = {}
     for name, value in entry.items():
         scalar = name == "step" or name in optimizer.carried
@@ -148,12 +154,28 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
         elif name in slots:
             fresh = slots[name].new(p)
             value = torch.as_tensor(value)
+            scale = entry.get(f"{name}_scale")
+            if scale is not None and name in blocks:
+                placed[name] = value.to(p.device, copy=True)
+                placed[f"{name}_scale"] = scale.to(p.device, copy=True)
+                continue
+            if scale is not None:
+                value = unpacked(value, scale)
             if value.numel() != fresh.numel() or (value.shape != fresh.shape and value.dim() == fresh.dim()):
                 raise ValueError(
                     f"{kind}: state {name!r} has shape {tuple(value.shape)}, expected {tuple(fresh.shape)} "
                     f"for a parameter of shape {tuple(p.shape)}"
                 )
-            placed[name] = fresh.copy_(value.reshape(fresh.shape))
+            value = fresh.copy_(value.reshape(fresh.shape))
+            if name in blocks:
+                placed |= packed(name, blocks[name], value)
+            else:
+                placed[name] = value.to(resting[name].dtype or value.dtype)
+        elif name in resting:
+            if not name.endswith("_scale"):
+                placed[name] = value.to(p.device, copy=True)
+        elif name in _MASTERS or name.removesuffix("_scale") in slots:
+            continue  # of another storage than this optimizer's
         elif name in optimizer.extra_state:
             placed[name] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         else:

@@ -26,6 +26,7 @@ class Slot:
         shape: an explicit shape, for slots that follow none of the parameter's dimensions (Kronecker factors).
         eye: start as the identity matrix.
         dtype: a fixed dtype instead of the one that the engine chooses.
+        per_block: one number for every so many elements of the parameter, in the order of memory.
     """
 
     kind: Kind = "signed"
@@ -36,16 +37,19 @@ class Slot:
     shape: tuple[int, ...] | None = None
     eye: bool = False
     dtype: torch.dtype | None = None
+    per_block: int | None = None
 
     @property
     def like_parameter(self) -> bool:
         """Whether the slot has the parameter's own shape, and so may be flattened and cut like it."""
-        return self.shape is None and self.reduce == ()
+        return self.shape is None and self.reduce == () and self.per_block is None
 
     def shape_for(self, p: Tensor) -> tuple[int, ...]:
         """The slot's shape for this parameter."""
         if self.shape is not None:
             return self.shape
+        if self.per_block is not None:
+            return p.size(0), p.numel() // p.size(0) // self.per_block
         if self.reduce == "all":
             return ()
         gone = {d % p.dim() for d in self.reduce}

@@ -7,12 +7,14 @@ in every executor, and inside a compiled text without memory of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from descend.engine.slots import Slot
 from descend.randomness import hashed
 
 Parts = tuple[Tensor, ...]
@@ -36,7 +38,11 @@ class Dice:
     def bits(self, like: Tensor) -> Tensor:
         """32 random bits for each element, as int64."""
         index = torch.arange(self.first, self.first + like.numel(), device=like.device).reshape(like.shape)
-        return hashed(index, self.seed, int(self.step), int(self.place))
+        return hashed(index, self.seed, _whole(self.step), _whole(self.place))
+
+
+def _whole(x: Any) -> Any:
+    return x.to(torch.int64) if isinstance(x, Tensor) else int(x)
 
 
 class Storage(Protocol):
@@ -50,22 +56,6 @@ class Storage(Protocol):
 
     def store(self, parts: Parts, value: Tensor, dice: Dice | None) -> Parts:
         """The parts that the value becomes, in their dtypes."""
-
-
-@dataclass(frozen=True)
-class Plain:
-    """The value in a dtype, rounded to the nearest."""
-
-    dtype: torch.dtype
-    suffixes: ClassVar[tuple[str, ...]] = ("",)
-
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
-        """The part, converted if need be."""
-        return parts[0].to(maths)
-
-    def store(self, parts: Parts, value: Tensor, dice: Dice | None) -> Parts:
-        """The value, converted if need be."""
-        return (value.to(self.dtype),)
 
 
 @dataclass(frozen=True)
@@ -160,9 +150,6 @@ class Stochastic:
         return (upper.to(torch.int16).view(torch.bfloat16),)
 
 
-Kind = Literal["signed", "positive", "position"]
-
-
 def block_length(shape: tuple[int, ...]) -> int | None:
     """Elements of a block of a parameter of this shape: they divide a slice of dimension 0, so that shards keep whole
     blocks. None: it has one dimension, or its slices can only be cut into blocks too short to be worth it."""
@@ -173,3 +160,129 @@ def block_length(shape: tuple[int, ...]) -> int | None:
         slice_length *= n
     length = next(n for n in range(min(MOST_BLOCK, slice_length), 0, -1) if slice_length % n == 0)
     return length if length >= LEAST_BLOCK else None
+
+
+@dataclass(frozen=True)
+class Rests:
+    """How a parameter and its state rest.
+
+    Attributes:
+        blocks: the state that rests in blocks, by name.
+        length: elements of a block; None where there are none.
+        master: how the parameter keeps what its dtype cannot hold, and under which name.
+    """
+
+    blocks: tuple[tuple[str, Blocks], ...] = ()
+    length: int | None = None
+    master: Kahan | Split | Stochastic | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a conversion is all there is to loading and storing."""
+        return not self.blocks and self.master is None
+
+    def load(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        """The values of the parameter and of the state, in the parameter's shape where they rest in blocks."""
+        state = {name: t.to(maths) for name, t in s.items() if not self._is_part(name)}
+        for name, storage in self.blocks:
+            numbers = s[name]
+            parts = _by_blocks(numbers, storage.length), s[f"{name}_scale"].reshape(-1, 1)
+            state[name] = _back(storage.load(parts, maths), numbers).reshape(p.shape)
+        if self.master is None:
+            return p.to(maths), state
+        return self.master.load((p, *(s[name] for name in self.master.suffixes[1:])), maths), state
+
+    def store(
+        self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], dice: Dice | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every resting tensor with what it becomes."""
+        if self.master is None:
+            yield p, p_value
+        else:
+            parts = p, *(s[name] for name in self.master.suffixes[1:])
+            yield from zip(parts, self.master.store(parts, p_value, dice), strict=True)
+        blocks = dict(self.blocks)
+        for name, value in state.items():
+            if name in blocks:
+                value = value.reshape(s[name].shape)
+                if value.stride() != s[name].stride():
+                    value = torch.empty_like(s[name], dtype=value.dtype).copy_(value)
+                numbers, scale = blocks[name].store((), _by_blocks(value, blocks[name].length), None)
+                yield s[name], _back(numbers, s[name])
+                yield s[f"{name}_scale"], scale.reshape(s[f"{name}_scale"].shape)
+            else:
+                yield s[name], value
+
+    def _is_part(self, name: str) -> bool:
+        return name in dict(self.blocks) or name.removesuffix("_scale") in dict(self.blocks) or (
+            self.master is not None and name in self.master.suffixes
+        )
+
+
+def _by_blocks(x: Tensor, length: int) -> Tensor:
+    """The elements in the order of memory, a row a block."""
+    return (x if x.is_contiguous() else x.as_strided((x.numel(),), (1,))).reshape(-1, length)
+
+
+def _back(blocks: Tensor, like: Tensor) -> Tensor:
+    """The inverse, in the memory layout of `like`."""
+    return blocks.reshape(like.shape) if like.is_contiguous() else blocks.as_strided(like.shape, like.stride())
+
+
+def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot], Rests]:
+    """The tensors that a parameter's state rests in, and how.
+
+    Args:
+        slots: what the rule declared.
+        h: the options of the group, of which ``state_dtype`` and ``master`` count.
+        p: the parameter.
+
+    Raises:
+        ValueError: for a storage that a state cannot have, naming it.
+    """
+    length = None if p.is_complex() else block_length(tuple(p.shape))
+    chosen = isinstance(h.state_dtype, (Mapping, tuple))
+    wanted = dict(h.state_dtype) if chosen else dict.fromkeys(slots, h.state_dtype)
+    resting: dict[str, Slot] = {}
+    blocks: list[tuple[str, Blocks]] = []
+    for name, slot in slots.items():
+        dtype = wanted.get(name)
+        if dtype == "int8":
+            if chosen and (slot.kind == "position" or not slot.like_parameter):
+                raise ValueError(f"state_dtype of {name!r} is 'int8', which is for averages of the parameter's shape")
+            if slot.kind != "position" and slot.like_parameter and slot.dtype is None and slot.fill == 0 and length:
+                storage = Blocks(slot.kind == "signed", length)
+                blocks.append((name, storage))
+                resting[name] = replace(slot, dtype=torch.int8 if storage.signed else torch.uint8)
+                resting[f"{name}_scale"] = Slot("positive", dtype=torch.float32, per_block=length)
+                continue
+            dtype = None
+        keeps = dtype is None or slot.kind == "position" or slot.dtype is not None
+        resting[name] = slot if keeps else replace(slot, dtype=dtype)
+    master = _master(h.master, p)
+    for name in master.suffixes[1:] if master else ():
+        resting[name] = Slot(dtype=torch.int16 if isinstance(master, Split) else p.dtype)
+    return resting, Rests(tuple(blocks), length if blocks else None, master)
+
+
+def _master(master: str | None, p: Tensor) -> Kahan | Split | Stochastic | None:
+    if p.dtype not in (torch.bfloat16, torch.float16) or master is None:
+        return None
+    if master == "kahan":
+        return Kahan(p.dtype)
+    if p.dtype != torch.bfloat16:
+        raise ValueError(f"master={master!r} is for bfloat16 parameters, expected 'kahan' or None for {p.dtype}")
+    return Split() if master == "split" else Stochastic()
+
+
+def packed(name: str, storage: Blocks, value: Tensor) -> dict[str, Tensor]:
+    """A value in blocks, under the names of its parts."""
+    numbers, scale = storage.store((), _by_blocks(value, storage.length), None)
+    return {name: _back(numbers, value), f"{name}_scale": scale.reshape(value.size(0), -1)}
+
+
+def unpacked(numbers: Tensor, scale: Tensor) -> Tensor:
+    """The value of parts that came from somewhere: their dtype and their sizes say how they rest."""
+    storage = Blocks(numbers.dtype == torch.int8, numbers.numel() // scale.numel())
+    parts = _by_blocks(numbers, storage.length), scale.reshape(-1, 1)
+    return _back(storage.load(parts, torch.float32), numbers)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.known import Known, State
+from descend.engine.storage import Dice, Rests
 from descend.terms import Quotient, add_scaled, clip_ratio, plus, scale, value_of
 
 
@@ -36,21 +37,29 @@ def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
 
 
 def advance_stored(
-    rule: type[Rule], maths: torch.dtype, p: Tensor, g: Tensor, s: Mapping[str, Tensor], k: Known
+    rule: type[Rule],
+    rests: Rests,
+    maths: torch.dtype,
+    p: Tensor,
+    g: Tensor,
+    s: Mapping[str, Tensor],
+    k: Known,
+    dice: Dice | None = None,
 ) -> None:
-    """Run the text in the dtype of the maths, and store what was brought there from another one."""
-    p_value = _load(p, maths, k.skips)
-    state = {name: _load(t, maths, k.skips) for name, t in s.items()}
+    """Run the text on values in the dtype of the maths, and store what does not rest as such."""
+    p_value, state = rests.load(p, s, maths)
+    if k.skips:
+        p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
     advance(rule, p_value, _load(g, maths), State(state), k)
-    for resting, value in ((p, p_value), *((t, state[name]) for name, t in s.items())):
+    for resting, value in rests.store(p, s, p_value, state, dice):
         if k.skips:
             resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
         elif value is not resting:
             resting.copy_(value)
 
 
-def _load(resting: Tensor, maths: torch.dtype, copy: bool = False) -> Tensor:
-    return resting if resting.dtype is maths and not copy else resting.to(maths, copy=copy)
+def _load(resting: Tensor, maths: torch.dtype) -> Tensor:
+    return resting if resting.dtype is maths else resting.to(maths)
 
 
 def cast_scalars(k: Known, maths: torch.dtype) -> Known:

@@ -39,7 +39,7 @@ def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call can serve: the same scalars, device, dtypes; in order, up to the bytes of a batch."""
     kinds: dict[Any, list[Job]] = {}
     for job in jobs:
-        key = (id(job.known), job.param.device, job.param.dtype, job.grad.dtype, flags(job), tuple(job.slots))
+        key = (id(job.known), job.param.device, job.param.dtype, job.grad.dtype, flags(job), tuple(job.slots), job.rests)
         kinds.setdefault(key, []).append(job)
     for kind in kinds.values():
         batch: list[Job] = []
@@ -56,34 +56,47 @@ def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 def _advance(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
     maths = batch[0].maths
-    params, grads, slots = _gather(batch)
-    p, g = _load(params, maths), _load(grads, maths)
-    s = {name: _load(tensors, maths) for name, tensors in slots.items()}
+    params, grads, resting = _gather(batch)
+    p, s = _load(batch, params, resting)
+    g = [g.to(maths) for g in grads]
     state = State({name: TensorList(tensors) for name, tensors in s.items()})
     advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
-    _store(params, p)
-    for name, tensors in slots.items():
-        _store(tensors, s[name])
+    changed: list[tuple[Tensor, Tensor]] = []
+    for i, job in enumerate(batch):
+        values = {name: tensors[i] for name, tensors in s.items()}
+        stored = job.rests.store(params[i], resting[i], p[i], values, job.dice())
+        changed += [(t, value) for t, value in stored if t is not value]
+    if changed:
+        torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
 
 
 def _partial_sums(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
     """The batch's part of the first sums over all tensors that are not known yet; nothing is changed."""
     maths = batch[0].maths
-    params, grads, slots = _gather(batch)
-    p, g = TensorList(_load(params, maths)), TensorList(_load(grads, maths))
-    state = loop.Scratch({name: TensorList(tensors) for name, tensors in slots.items()}, maths)
+    params, grads, resting = _gather(batch)
+    p, s = _load(batch, params, resting)
+    state = loop.Scratch({name: TensorList(tensors) for name, tensors in s.items()}, maths)
+    g = [g.to(maths) for g in grads]
     try:
-        advance(rule, p, g, state, _known(batch, totals))  # type: ignore[arg-type]
+        advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
     except Pause as pause:
         return tuple(pause.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
 
 
-def _gather(batch: Sequence[Job]) -> tuple[list[Tensor], list[Tensor], dict[str, list[Tensor]]]:
-    """The batch's parameters, gradients and, slot by slot, its state."""
+def _gather(batch: Sequence[Job]) -> tuple[list[Tensor], list[Tensor], list[dict[str, Tensor]]]:
+    """The batch's parameters, gradients and state, as they rest."""
     values = [values_of(job) for job in batch]
-    slots = {name: [real(job.state[name]) for job in batch] for name in batch[0].slots}
-    return [p for p, _ in values], [g for _, g in values], slots
+    resting = [{name: real(job.state[name]) for name in job.resting} for job in batch]
+    return [p for p, _ in values], [g for _, g in values], resting
+
+
+def _load(
+    batch: Sequence[Job], params: Sequence[Tensor], resting: Sequence[dict[str, Tensor]]
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """The values of the parameters, and slot by slot those of their state."""
+    loaded = [job.rests.load(p, s, job.maths) for job, p, s in zip(batch, params, resting, strict=True)]
+    return [p for p, _ in loaded], {name: [s[name] for _, s in loaded] for name in batch[0].slots}
 
 
 def _known(batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> Known:
@@ -91,13 +104,3 @@ def _known(batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> Known:
     known = {name: v.to(first.maths) if isinstance(v, Tensor) else v for name, v in first.known.items()}
     numel = tuple(float(real(job.param).numel()) for job in batch)
     return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(totals))
-
-
-def _load(tensors: Sequence[Tensor], maths: torch.dtype) -> list[Tensor]:
-    return [t.to(maths) for t in tensors]
-
-
-def _store(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    changed = [(t, v) for t, v in zip(tensors, values, strict=True) if t is not v]
-    if changed:
-        torch._foreach_copy_([t for t, _ in changed], [v for _, v in changed])

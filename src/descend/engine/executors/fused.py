@@ -70,9 +70,10 @@ def compiles(rule: type[Optimizer], job: Job) -> bool:
     Lengths of 0 and 1 would be compiled for themselves. Rows of a few numbers each, as in convolutions, fill no vector
     of the processor: compiled, their sums take several times as long as one after another.
     """
-    value = job.value
-    few = value.dim() > 2 and value.size(-1) < _VECTOR and profile(rule, job).shaped
-    return value.numel() > 1 and rule.reach != "matrix" and not few
+    value, shaped = job.value, profile(rule, job).shaped
+    few = value.dim() > 2 and value.size(-1) < _VECTOR and shaped
+    blocked = shaped and job.rests.length is not None
+    return value.numel() > 1 and rule.reach != "matrix" and not few and not blocked
 
 
 def check(kind: str, name: str, p: Tensor) -> None:
@@ -150,7 +151,7 @@ class Bundle:
         self._leaves = [job.param for job in self.jobs]
         self._pointers = list(map(Tensor.data_ptr, self._leaves))
         values = [real(p.detach()) for p in self._leaves]
-        self._params = [flatten(p) if flat else job.seen(p) for job, p in zip(self.jobs, values, strict=True)]
+        self._params = [self._view(p) if flat else job.seen(p) for job, p in zip(self.jobs, values, strict=True)]
         self._strides = [p.stride() for p in values]
         self._complex = any(p.is_complex() for p in self._leaves)
         self._states = [job.state for job in self.jobs]
@@ -163,7 +164,10 @@ class Bundle:
                 if slot.like_parameter and real(state[name]).stride() != p.stride():
                     state[name] = torch.empty_like(job.param, dtype=state[name].dtype).copy_(state[name])
                 t = real(state[name])
-                column.append(flatten(t) if (slot.like_parameter and flat) or t.dim() == 0 else job.seen(t))
+                if slot.per_block:
+                    column.append(t.view(-1, 1))
+                else:
+                    column.append(self._view(t) if (slot.like_parameter and flat) or t.dim() == 0 else job.seen(t))
             self._held[name] = [state[name] for state in self._states]
             self._state.append(column)
         missing = self.signature.bundle - len(self.jobs)
@@ -175,6 +179,11 @@ class Bundle:
             for column, spare in zip(self._state, spares, strict=True):
                 column += spare[:missing]
         self._arranged: dict[int, tuple[list[Any], list[tuple[int, int]]]] = {}
+
+    def _view(self, x: Tensor) -> Tensor:
+        """Flat, or a row a block."""
+        length = self.signature.rests.length
+        return x.as_strided((x.numel() // length, length), (length, 1)) if length else flatten(x)
 
     def _stale(self) -> bool:
         """Whether somebody exchanged a tensor since the views were taken."""
@@ -194,7 +203,7 @@ class Bundle:
             ]
         if self.signature.shaped:
             return [job.seen(g) for job, g in zip(self.jobs, grads, strict=True)]
-        return [*map(flatten, grads), *self._spare_grads]
+        return [*map(self._view, grads), *self._spare_grads]
 
     def carry(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> tuple[Any, ...] | None:
         """Run the passes; the partial sums where the bundle has to wait for the other tensors."""

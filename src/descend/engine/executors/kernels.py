@@ -22,6 +22,7 @@ from descend.engine.executors.profile import Profile, Scope, flags, profile, sca
 from descend.engine.job import Job
 from descend.engine.known import Across, Dims, Known, State
 from descend.engine.slots import Slot
+from descend.engine.storage import Dice, Rests
 from descend.engine.text import advance, advance_stored, cast_scalars
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Signature:
     small: tuple[bool, ...]
     order: tuple[int, ...] | None
     bundle: int
+    rests: Rests
 
     @property
     def shaped(self) -> bool:
@@ -68,12 +70,12 @@ def signature_of(rule: type[Optimizer], job: Job) -> Signature:
     """The kernel that serves this job."""
     needs: Profile = profile(rule, job)
     value = job.value
-    slots = tuple((name, slot, job.state[name].dtype) for name, slot in job.slots.items())
+    slots = tuple((name, slot, job.state[name].dtype) for name, slot in job.resting.items())
     dtypes = job.param.dtype, job.grad.dtype, job.maths
     order = _memory_order(value) if needs.shaped else None
     bundle = 1 if needs.shaped else BUNDLE
     text = flags(job), scalars(job), slots
-    return Signature(rule, *text, *dtypes, job.param.device, needs.rounds, needs.small, order, bundle)
+    return Signature(rule, *text, *dtypes, job.param.device, needs.rounds, needs.small, order, bundle, job.rests)
 
 
 def _memory_order(x: Tensor) -> tuple[int, ...]:
@@ -87,6 +89,8 @@ def blank(
     signature: Signature, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
     """Zeros for parameters of these shapes, their gradients and their state."""
+    if signature.rests.length:
+        shapes = [(*shape, signature.rests.length) for shape in shapes]
     order = signature.order or tuple(range(len(shapes[0])))
 
     def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -99,7 +103,9 @@ def blank(
         [
             zeros(p.shape, dtype)
             if slot.like_parameter
-            else torch.zeros(slot.shape_for(p) or (1,), dtype=dtype, device=signature.device)
+            else torch.zeros(
+                (len(p), 1) if slot.per_block else slot.shape_for(p) or (1,), dtype=dtype, device=signature.device
+            )
             for p in params
         ]
         for _, slot, dtype in signature.slots
@@ -145,7 +151,7 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
     slot_names = tuple(name for name, _, _ in signature.slots)
     # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
     single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
-    count = signature.bundle
+    count, rests, seed = signature.bundle, signature.rests, int(fixed.get("seed", 0) or 0)
 
     def step(params: Any, grads: Any, state: Any, table: Any, sums: Any) -> Any:
         found = []
@@ -163,10 +169,12 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
                 setattr(k, name, value)
             cast_scalars(k, maths)
             if final:
-                advance_stored(rule, maths, p, g, s, k)
+                dice = Dice(seed, k.t, k.place) if "place" in names else None
+                advance_stored(rule, rests, maths, p, g, s, k, dice)
             else:
-                copies = State({name: t.to(maths, copy=True) for name, t in s.items()})
-                advance(rule, p.to(maths, copy=True), g.to(maths), copies, k)
+                value, copies = rests.load(p, s, maths)
+                copies = {name: t.clone() for name, t in copies.items()}
+                advance(rule, value.clone(), g.to(maths), State(copies), k)
                 found.append(across.partials)
         if final:
             return None
@@ -216,7 +224,9 @@ def kernel(signature: Signature, stage: int) -> Kernel:
 
         # The cache of traces would skip the step that the code is taken from; that of compiled code stays.
         unchecked = config.patch(size_asserts=False, alignment_asserts=False)
-        with unchecked, tracing.patch(enable_autograd_cache=False):
+        # A number that goes down to half precision and up again has lost what compensation is there to keep.
+        rounding = config.patch(emulate_precision_casts=signature.rests.master is not None)
+        with unchecked, rounding, tracing.patch(enable_autograd_cache=False):
             made: Any = compile_fx(graph, inputs, inner_compile=inner)
             return made
 

@@ -37,9 +37,9 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
         if needs.overall > len(totals):
             partials.append(partial_sums(rule, job, k))
             continue
-        for p, g, s in _pieces(job, needs.whole, k):
+        for first, p, g, s in _pieces(job, needs.whole, k):
             k.across = OverallKnown(totals)
-            advance_stored(rule, job.maths, p, g, s, k)
+            advance_stored(rule, job.rests, job.maths, p, g, s, k, job.dice(first))
         job.done = True
     return partials
 
@@ -49,28 +49,34 @@ def _known(job: Job) -> Known:
     return cast_scalars(k, job.maths) if job.group["capturable"] else k
 
 
-def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """The parameter, gradient and state: at once, or flat in storage order, piece by piece; k learns the shape."""
+def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
+    """The parameter, gradient and state, at once or flat in storage order, piece by piece, each with its first place."""
     p, g = values_of(job)
-    s = {name: real(job.state[name]) for name in job.slots}
-    alike = all(slot.like_parameter for slot in job.slots.values()) and all(
-        t.stride() == p.stride() for t in s.values()
+    s = {name: real(job.state[name]) for name in job.resting}
+    alike = all(
+        slot.per_block or (slot.like_parameter and s[name].stride() == p.stride()) for name, slot in job.resting.items()
     )
     if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
         if alike:
-            p, g, s = job.seen(p), job.seen(g), {name: job.seen(t) for name, t in s.items()}
+            p, g, s = job.seen(p), job.seen(g), {name: _seen(job, name, t) for name, t in s.items()}
         k.measure(p)
-        yield p, g, s
+        yield 0, p, g, s
         return
     k.measure(p)
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
-    for start in range(0, p.numel(), CHUNK):
-        length = min(CHUNK, p.numel() - start)
-        yield (
-            p.narrow(0, start, length),
-            g.narrow(0, start, length),
-            {name: t.narrow(0, start, length) for name, t in s.items()},
-        )
+    length = job.rests.length or 1
+    piece = CHUNK // length * length
+    for start in range(0, p.numel(), piece):
+        many = min(piece, p.numel() - start)
+        cut = {
+            name: t.narrow(0, start // length, many // length) if job.resting[name].per_block else t.narrow(0, start, many)
+            for name, t in s.items()
+        }
+        yield start, p.narrow(0, start, many), g.narrow(0, start, many), cut
+
+
+def _seen(job: Job, name: str, t: Tensor) -> Tensor:
+    return job.seen(t) if job.resting[name].like_parameter else t
 
 
 class Scratch(State):
@@ -98,9 +104,14 @@ def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
     p, g = values_of(job)
     k.measure(p)
-    s = Scratch({name: real(job.state[name]) for name in job.slots}, job.maths)
+    resting = {name: real(job.state[name]) for name in job.resting}
+    if job.rests.plain:
+        value, s = p.to(job.maths), Scratch(resting, job.maths)
+    else:
+        value, state = job.rests.load(p, resting, job.maths)
+        s = State({name: t.clone() for name, t in state.items()})
     try:
-        advance(rule, p.to(job.maths), g.to(job.maths), s, k)
+        advance(rule, value, g.to(job.maths), s, k)
     except Pause as pause:
         return tuple(pause.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
