@@ -1,0 +1,199 @@
+"""Every optimizer with its state in blocks of 8 bits, and half-precision parameters that lose nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import small
+import torch
+from cases import ROWS, Row
+from torch import Tensor, nn
+
+import descend
+from descend.engine.executors import kernels, loop
+
+SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
+every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+LOOSE = {"signed": 0.35, "positive": 0.35}
+
+
+def blocked(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [t for s in optimizer.state.values() for t in s.values() if t.dtype in (torch.int8, torch.uint8)]
+
+
+def run(row: Row, dtype: torch.dtype = torch.float32, steps: int = 4, shapes: Any = SHAPES, **options: Any) -> Any:
+    optimizer = small.busy(row, small.parameters(dtype, shapes), **options)
+    small.take_steps(optimizer, steps)
+    return optimizer
+
+
+@pytest.mark.capability("int8")
+@every_row
+def test_blocks_stay_near_and_are_really_8_bits(row: Row) -> None:
+    exact, packed = run(row), run(row, state_dtype="int8")
+    start = small.parameters(torch.float32, SHAPES)
+    sizes = [optimizer.state_bytes(p) for optimizer in (exact, packed) for p in [nn.Parameter(torch.zeros(64, 256))]]
+    if sizes[0] == sizes[1]:
+        assert not blocked(packed)
+        pytest.skip(f"{row.name}: no state of the parameter's shape that is an average")
+    assert blocked(packed)
+    moved = torch.cat([(p - q).detach().flatten() for p, q in zip(small.values(exact), start, strict=True)])
+    apart = torch.cat([(p - q).flatten() for p, q in zip(small.values(exact), small.values(packed), strict=True)])
+    assert apart.norm() < 0.3 * moved.norm()
+
+
+@pytest.mark.capability("int8")
+@every_row
+def test_a_run_in_blocks_resumes_bitwise(row: Row) -> None:
+    whole = run(row, steps=4, state_dtype="int8")
+    first = run(row, steps=2, state_dtype="int8")
+    params = [nn.Parameter(p.detach().clone()) for p in small.parameters_of(first)]
+    second = small.busy(row, params, state_dtype="int8")
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    third = copy.deepcopy(first)
+    for optimizer in (second, third):
+        small.take_steps(optimizer, 2, 2)
+        assert small.same(small.values(whole), small.values(optimizer))
+        assert small.same_states(small.states(whole), small.states(optimizer))
+
+
+@every_row
+def test_executors_and_pieces_agree_on_blocks(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(row, state_dtype="int8", foreach=False)
+    start = small.parameters(torch.float32, SHAPES)
+    foreach = run(row, state_dtype="int8", foreach=True)
+    monkeypatch.setattr(loop, "CHUNK", 64)
+    pieces = run(row, state_dtype="int8", foreach=False)
+    for other in (foreach, pieces):
+        # A last digit may tip a number over to its neighbour.
+        assert small.distance(small.values(other), small.values(expected), start) < 0.02
+
+
+@every_row
+def test_checkpoints_change_storage(row: Row) -> None:
+    exact = run(row, steps=3)
+    params = [nn.Parameter(p.detach().clone()) for p in small.parameters_of(exact)]
+    packed = small.busy(row, params, state_dtype="int8")
+    packed.load_state_dict(exact.state_dict())
+    back = small.busy(row, [nn.Parameter(p.detach().clone()) for p in params])
+    back.load_state_dict(packed.state_dict())
+    small.take_steps(exact, 1, 3)
+    small.take_steps(back, 1, 3)
+    start = small.parameters(torch.float32, SHAPES)
+    assert small.distance(small.values(back), small.values(exact), start) < 0.3
+    assert [s.keys() for s in small.states(back)] == [s.keys() for s in small.states(exact)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["AdamW", "Lamb", "Lion", "MADGRAD"])
+def test_fused_blocks_agree_with_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BUNDLE", 2)
+    row = next(row for row in ROWS if row.name == name)
+    expected, fused = (run(row, state_dtype="int8", **way) for way in ({"foreach": False}, {"fused": True}))
+    start = small.parameters(torch.float32, SHAPES)
+    assert small.distance(small.values(fused), small.values(expected), start) < 0.02
+    assert [t.dtype for t in blocked(fused)] == [t.dtype for t in blocked(expected)]
+
+
+# ------------------------------------------------------------------------------------------------ half precision
+
+
+def drift(optimizer: Any, twin: Any, steps: int = 50) -> tuple[list[Tensor], list[Tensor]]:
+    """Steps too small for bfloat16, with gradients that both dtypes have."""
+    ours, theirs = small.parameters_of(optimizer), small.parameters_of(twin)
+    for step in range(steps):
+        for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+            p.grad = small.noise(p.shape, torch.bfloat16, step % 5, i)
+            q.grad = p.grad.float()
+        optimizer.step()
+        twin.step()
+    values = []
+    for p in ours:
+        job_parts = {name: t for name, t in optimizer.state[p].items() if name in ("compensation", "missing_bits")}
+        value = p.detach().float()
+        if "compensation" in job_parts:
+            value = value + job_parts["compensation"].float()
+        if "missing_bits" in job_parts:
+            bits = (p.detach().view(torch.int16).int() << 16) + job_parts["missing_bits"].int()
+            value = bits.view(torch.float32)
+        values.append(value)
+    return values, [q.detach() for q in theirs]
+
+
+def pair(row: Row, **options: Any) -> tuple[Any, Any]:
+    params = [nn.Parameter(small.noise(shape, torch.bfloat16, -1, i)) for i, shape in enumerate(((5,), (18, 32)))]
+    twins = [nn.Parameter(p.detach().float()) for p in params]
+    given = {"lr": 1e-4, "foreach": False}
+    return small.make(row, params, **{**given, **options}), small.make(row, twins, **given)
+
+
+FIRST = [row for row in ROWS if not getattr(descend, row.name).reach == "matrix" and row.name != "Adahessian"]
+
+
+@pytest.mark.parametrize("row", FIRST, ids=[row.name for row in FIRST])
+def test_split_is_float32_training(row: Row) -> None:
+    found, expected = drift(*pair(row, master="split"))
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.capability("kahan")
+@pytest.mark.parametrize("row", FIRST, ids=[row.name for row in FIRST])
+def test_compensation_keeps_small_steps(row: Row) -> None:
+    found, expected = drift(*pair(row, master="kahan"))
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", [{"foreach": True}, pytest.param({"foreach": None, "fused": True}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("master", ["kahan", "split", "stochastic"])
+def test_every_way_to_run_keeps_what_half_precision_lacks(way: dict, master: str) -> None:
+    row = next(row for row in ROWS if row.name == "AdamW")
+    loop_run, _ = pair(row, master=master)
+    other, twin = pair(row, master=master, **way)
+    drift(loop_run, twin, 10)
+    found, _ = drift(other, twin, 10)
+    expected, _ = drift(*pair(row, master=master), 10)
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-2 if master == "stochastic" else 2e-5, atol=1e-6)
+    parts = [s[name] for s in other.state.values() for name in ("compensation", "missing_bits") if name in s]
+    assert all(bool(part.any()) for part in parts)
+
+
+def test_stochastic_rounding_moves_as_far_as_float32_in_the_mean() -> None:
+    row = next(row for row in ROWS if row.name == "AdamW")
+    p = nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
+    optimizer = small.make(row, [p], lr=1e-4, weight_decay=0, master="stochastic")
+    for _ in range(50):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert 0.9 < (1 - p.detach().float()).mean().item() / 5e-3 < 1.1
+    assert p.detach().unique().numel() > 1
+
+
+def test_weights_from_outside_drop_the_compensation() -> None:
+    p = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    optimizer = descend.AdamW([p], lr=1e-3, master="kahan")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert bool(optimizer.state[p]["compensation"].any())
+    with torch.no_grad():
+        p.fill_(2.0)
+    p.grad = torch.zeros_like(p)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    assert bool((p == 2.0).all())
+
+
+def test_bad_storage_is_refused_by_name() -> None:
+    params = [nn.Parameter(torch.ones(32, 32))]
+    with pytest.raises(ValueError, match=r"state_dtype='int7', expected None or one of torch.float32"):
+        descend.AdamW(params, state_dtype="int7")
+    with pytest.raises(ValueError, match="master='kahn', expected None or one of 'kahan'"):
+        descend.AdamW(params, master="kahn")
+    with pytest.raises(ValueError, match="'x0' is 'int8'"):
+        descend.MADGRAD(params, state_dtype={"x0": "int8"})
+    assert not blocked(descend.MADGRAD(params, state_dtype="int8"))
