@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descend.engine.storage import Blocks, Dice, Kahan, Plain, Split, Stochastic, block_length
+from descend.engine.storage import Blocks, Dice, Kahan, Split, Stochastic, block_length
 
 
 def values(seed: int, spread: float, *shape: int) -> torch.Tensor:
@@ -73,11 +73,6 @@ def test_stochastic_rounding_is_right_in_the_mean_and_repeats() -> None:
     assert torch.equal(draws[5], rested(Stochastic(), value, Dice(7, 5, 3)))
     halves = [rested(Stochastic(), value[i : i + 128], Dice(7, 5, 3, first=i)) for i in (0, 128)]
     assert torch.equal(draws[5], torch.cat(halves))
-
-
-def test_plain_is_the_part_itself() -> None:
-    value = torch.ones(3)
-    assert Plain(torch.float32).load((value,), torch.float32) is value
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
-
 StateDtype = torch.dtype | str | Mapping[str, torch.dtype | str] | None
 MASTERS = ("kahan", "split", "stochastic")
 _STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, "int8")

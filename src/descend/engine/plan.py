@@ -103,9 +103,7 @@ def trial_jobs(optimizer: Optimizer) -> list[Job]:
     return jobs
 
 
-def new_job(
-    p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like: Tensor | None = None
-) -> Job:
+def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like: Tensor | None = None) -> Job:
     """A parameter's job; what its state lacks is made, on the device of `like` if given."""
     device = p.device if r.group["capturable"] else torch.device("cpu")
     slots, traits = r.rule.slots(r.h, p), r.rule.traits(r.h, p)

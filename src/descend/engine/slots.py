@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["signed", "positive", "position"]
+Kind = Literal["signed", "positive", "position", "outside"]
 Start = Literal["fill", "parameter"]
 
 
@@ -18,7 +18,7 @@ class Slot:
 
     Args:
         kind: "signed" and "positive" tensors may be quantised; a "position" is a point in parameter space
-            (MADGRAD's ``x0``, slow weights), which never is.
+            (MADGRAD's ``x0``, slow weights), which never is, nor is what is written "outside" of the text.
         fill: the value that a new slot is filled with.
         start: "parameter" copies the parameter instead.
         reduce: the dimensions of the parameter that this slot lacks; "all" leaves a 0-d tensor.

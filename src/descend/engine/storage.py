@@ -179,10 +179,12 @@ class Rests:
     @property
     def plain(self) -> bool:
         """Whether a conversion is all there is to loading and storing."""
-        return not self.blocks and self.master is None
+        return len(self.blocks) == 0 and self.master is None
 
     def load(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """The values of the parameter and of the state, in the parameter's shape where they rest in blocks."""
+        if self.plain:
+            return p.to(maths), {name: t.to(maths) for name, t in s.items()}
         state = {name: t.to(maths) for name, t in s.items() if not self._is_part(name)}
         for name, storage in self.blocks:
             numbers = s[name]
@@ -214,8 +216,10 @@ class Rests:
                 yield s[name], value
 
     def _is_part(self, name: str) -> bool:
-        return name in dict(self.blocks) or name.removesuffix("_scale") in dict(self.blocks) or (
-            self.master is not None and name in self.master.suffixes
+        return (
+            name in dict(self.blocks)
+            or name.removesuffix("_scale") in dict(self.blocks)
+            or (self.master is not None and name in self.master.suffixes)
         )
 
 
@@ -248,16 +252,17 @@ def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot],
     for name, slot in slots.items():
         dtype = wanted.get(name)
         if dtype == "int8":
-            if chosen and (slot.kind == "position" or not slot.like_parameter):
+            averages = slot.kind in ("signed", "positive") and slot.like_parameter
+            if chosen and not averages:
                 raise ValueError(f"state_dtype of {name!r} is 'int8', which is for averages of the parameter's shape")
-            if slot.kind != "position" and slot.like_parameter and slot.dtype is None and slot.fill == 0 and length:
+            if averages and slot.dtype is None and slot.fill == 0 and length:
                 storage = Blocks(slot.kind == "signed", length)
                 blocks.append((name, storage))
                 resting[name] = replace(slot, dtype=torch.int8 if storage.signed else torch.uint8)
                 resting[f"{name}_scale"] = Slot("positive", dtype=torch.float32, per_block=length)
                 continue
             dtype = None
-        keeps = dtype is None or slot.kind == "position" or slot.dtype is not None
+        keeps = dtype is None or slot.kind not in ("signed", "positive") or slot.dtype is not None
         resting[name] = slot if keeps else replace(slot, dtype=dtype)
     master = _master(h.master, p)
     for name in master.suffixes[1:] if master else ():

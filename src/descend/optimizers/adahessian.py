@@ -88,7 +88,7 @@ class Adahessian(Optimizer):
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
-        return {"exp_avg": signed(), "exp_hessian_diag_sq": positive(), "hessian": signed()}
+        return {"exp_avg": signed(), "exp_hessian_diag_sq": positive(), "hessian": Slot("outside")}
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:

@@ -39,7 +39,15 @@ def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call can serve: the same scalars, device, dtypes; in order, up to the bytes of a batch."""
     kinds: dict[Any, list[Job]] = {}
     for job in jobs:
-        key = (id(job.known), job.param.device, job.param.dtype, job.grad.dtype, flags(job), tuple(job.slots), job.rests)
+        key = (
+            id(job.known),
+            job.param.device,
+            job.param.dtype,
+            job.grad.dtype,
+            flags(job),
+            tuple(job.slots),
+            job.rests,
+        )
         kinds.setdefault(key, []).append(job)
     for kind in kinds.values():
         batch: list[Job] = []

@@ -65,11 +65,13 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
     k.measure(p)
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
     length = job.rests.length or 1
-    piece = CHUNK // length * length
+    piece = max(CHUNK // length, 1) * length
     for start in range(0, p.numel(), piece):
         many = min(piece, p.numel() - start)
         cut = {
-            name: t.narrow(0, start // length, many // length) if job.resting[name].per_block else t.narrow(0, start, many)
+            name: t.narrow(0, start // length, many // length)
+            if job.resting[name].per_block
+            else t.narrow(0, start, many)
             for name, t in s.items()
         }
         yield start, p.narrow(0, start, many), g.narrow(0, start, many), cut
@@ -105,6 +107,7 @@ def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
     p, g = values_of(job)
     k.measure(p)
     resting = {name: real(job.state[name]) for name in job.resting}
+    s: State
     if job.rests.plain:
         value, s = p.to(job.maths), Scratch(resting, job.maths)
     else:
