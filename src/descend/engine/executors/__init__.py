@@ -46,6 +46,8 @@ def run(rule: type[Optimizer], jobs: list[Job], plan: Plan) -> Totals:
         for job in ways["empty"]:
             job.done = True
     finally:
+        for job in jobs:
+            del job.grad  # it is the user's to free
         plan.counters.count(jobs if all(job.done for job in jobs) else [job for job in jobs if job.done])
     return totals
 

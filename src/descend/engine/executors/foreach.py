@@ -88,9 +88,10 @@ def _gather(batch: Sequence[Job]) -> tuple[list[Tensor], list[Tensor], dict[str,
 
 def _known(batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> Known:
     first = batch[0]
+    there = [tuple(total.to(first.param.device) for total in sums) for sums in totals]
     known = {name: v.to(first.maths) if isinstance(v, Tensor) else v for name, v in first.known.items()}
     numel = tuple(float(real(job.param).numel()) for job in batch)
-    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(totals))
+    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(there))
 
 
 def _load(tensors: Sequence[Tensor], maths: torch.dtype) -> list[Tensor]:
