@@ -70,11 +70,12 @@ def in_terms() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "the Rademacher probe is always -1", f"{kozistr} AdaHessian", "randomness.py",
-        "return (bits * 2 - 1)", "return (bits * 0 - 1)", ADAHESSIAN, "probes or estimate",
+        "& 1) * 2 - 1", "& 1) * 0 - 1", ADAHESSIAN, "probes or estimate",
     )  # fmt: skip
     yield Bug(
         "the denominator's root is left out of the bias correction", f"{kozistr} AdaBelief foreach", "terms.py",
-        "return scale(denominator, debias).add_(eps)", "return denominator.add_(eps)", TIMM, "trajectories and AdaBelief",
+        "return Quotient(m, torch.sqrt(v).add_(eps / debias), 1 / debias)", "return Quotient(m, torch.sqrt(v).add_(eps))", TIMM,
+        "trajectories and AdaBelief",
     )  # fmt: skip
     yield Bug(
         "rectification starts from a gain of 1", "RAdam's published code", "terms.py",
@@ -145,7 +146,7 @@ def in_rules() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "foreach drops AdaBelief's bias correction", f"{kozistr} AdaBelief", "optimizers/adabelief.py",
-        "root(var, k.debias2, k.eps)", "root(var, k.debias2 if isinstance(g, Tensor) else 1.0, k.eps)",
+        "var, k.debias2, k.eps)", "var, k.debias2 if isinstance(g, Tensor) else 1.0, k.eps)",
         TIMM, "trajectories and AdaBelief",
     )  # fmt: skip
     yield Bug(
@@ -176,7 +177,7 @@ def in_rules() -> Iterator[Bug]:
         "maximum.copy_(torch.maximum(maximum, x))", "maximum.copy_(x)", TIMM, "trajectories and amsgrad",
     )  # fmt: skip
     yield Bug(
-        "closures run without gradients", f"{timm} Adahessian until 1.0.28", "optimizers/adahessian.py",
+        "closures run without gradients", f"{timm} Adahessian until 1.0.28", "engine/optimizer.py",
         "with torch.enable_grad():\n                loss = closure()", "with torch.no_grad():\n                loss = closure()",
         CONTRACT, "closure_runs and Adahessian",
     )  # fmt: skip
@@ -189,9 +190,8 @@ def in_the_engine() -> Iterator[Bug]:
         "    add_scaled(p, d, -k.step_size)", "    p.sub_(d.mul_(k.step_size))", TIMM, "trajectories and SGDW",
     )  # fmt: skip
     yield Bug(
-        "steps count by two", f"{kozistr} Prodigy", "engine/job.py",
-        'torch._foreach_add_([job.state["step"] for job in jobs], 1)',
-        'torch._foreach_add_([job.state["step"] for job in jobs], 2)', CONTRACT, "step_counts",
+        "steps count by two", f"{kozistr} Prodigy", "engine/counters.py",
+        "self._values.add_(1)", "self._values.add_(2)", CONTRACT, "step_counts",
     )  # fmt: skip
     yield Bug(
         "weight decay is accepted and never applied", f"{kozistr} SignSGD", "engine/text.py",
@@ -217,8 +217,8 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "one step counter for the whole group", f"{kozistr}, 117 places; {timm} Lamb, Adan", "engine/plan.py",
-        'r.at(state["step"].item() + 1, before, job.traits)',
-        'r.at(r.__dict__.setdefault("first", state["step"].item() + 1), before, job.traits)', CONTRACT, "late_first and AdamW",
+        "tell(job, r, step + 1)", 'tell(job, r, r.__dict__.setdefault("first", step + 1))', CONTRACT,
+        "late_first and AdamW",
     )  # fmt: skip
     yield Bug(
         "scalars of the first group serve all", f"{timm} RAdam until 1.0.28", "engine/resolved.py",

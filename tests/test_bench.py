@@ -196,7 +196,7 @@ def test_second_derivatives_and_memory_alone() -> None:
 
 
 def test_everything_covers_every_number() -> None:
-    tasks = run.everything(())
+    tasks = run.everything((), run.plain_names())
     assert {task.rule for task in tasks} >= set(SEEDS)
     assert {task.model for task in tasks} == {"vit_s", "resnet50", "many_tiny"}
     elementwise = {n for n in run.plain_names() if descend.get_optimizer_info(n).reach == "elementwise"}

@@ -33,9 +33,13 @@ def normal(index: Tensor, *keys: int) -> Tensor:
 
 
 def rademacher(like: Tensor, *keys: int) -> Tensor:
-    """A tensor of −1 and 1 in the shape of `like`."""
-    bits = hashed(element_index(like), *keys) & 1
-    return (bits * 2 - 1).to(like.dtype)
+    """A tensor of −1 and 1 in the shape of `like`, whose element i is bit i mod 32 of the hash of ⌊i/32⌋."""
+    count = like.numel()
+    words = hashed(torch.arange(-(-count // 32), device=like.device), *keys)
+    eighths = (words - (1 << 31)).to(torch.int32).view(torch.uint8).to(torch.int32)
+    # All eight bits of a byte at once: a row of signs for each byte.
+    signs = ((torch.arange(256, device=like.device)[:, None] >> torch.arange(8, device=like.device)) & 1) * 2 - 1
+    return signs.to(like.dtype).index_select(0, eighths).reshape(-1)[:count].reshape(like.shape)
 
 
 def element_index(like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ Buffers, the first arguments of the functions that end in an assignment, change 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,16 @@ from torch import Tensor
 Scalar = Any  # float | Tensor of no dimension; Any, since torch types them apart
 
 
-class Quotient(NamedTuple):
+class Quotient:
     """gain·x/y, not divided yet: adding it to a tensor saves a pass over memory and a temporary."""
 
-    x: Tensor
-    y: Tensor
-    gain: Scalar = 1.0
+    def __init__(self, x: Tensor, y: Tensor, gain: Scalar = 1.0) -> None:
+        self.x, self.y, self.gain = x, y, gain
+
+    def __mul__(self, factor: Scalar) -> Quotient:
+        return Quotient(self.x, self.y, self.gain * factor)
+
+    __rmul__ = __mul__
 
     @property
     def value(self) -> Tensor:
@@ -55,7 +59,9 @@ def accumulate(buffer: Tensor, factor: Scalar, x: Tensor | Quotient, gain: Scala
 
 
 def add_scaled(buffer: Tensor, x: Tensor | Quotient, scale: Scalar) -> Tensor:
-    """buffer ← buffer + scale·x."""
+    """buffer ← buffer + scale·x, without a pass over memory where the scale is the number 0."""
+    if isinstance(scale, float) and scale == 0:
+        return buffer
     if isinstance(x, Quotient):
         scale = scale * x.gain
         return buffer.addcdiv_(x.x, x.y, value=scale) if isinstance(scale, float) else buffer.add_(x.x / x.y * scale)

@@ -17,27 +17,23 @@ class Counters:
 
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
-        self._views: tuple[Tensor, ...] = ()
+        self._pointers: list[int] = []
         self._values = torch.zeros(0)
 
     def read(self, jobs: Sequence[Job]) -> list[float]:
         """The steps that these parameters have taken."""
         states = [job.state for job in jobs]
-        if (
-            len(states) != len(self._states)
-            or not all(map(operator.is_, states, self._states))
-            or not all(map(operator.is_, map(operator.itemgetter("step"), states), self._views))
-        ):
+        same = len(states) == len(self._states) and all(map(operator.is_, states, self._states))
+        if not same or _pointers(states) != self._pointers:
             self._take(states)
         values: list[float] = self._values.tolist()
         return values
 
     def _take(self, states: list[dict[str, Any]]) -> None:
-        self._states = states
-        self._values = torch.stack([state["step"] for state in states]) if states else torch.zeros(0)
-        self._views = self._values.unbind()
-        for state, view in zip(states, self._views, strict=True):
+        values = torch.stack([state["step"] for state in states]) if states else torch.zeros(0)
+        for state, view in zip(states, values.unbind(), strict=True):
             state["step"] = view
+        self._values, self._pointers, self._states = values, _pointers(states), states
 
     def count(self, jobs: list[Job]) -> None:
         """Count the step of parameters that have moved, and keep what their scalars carry to the next."""
@@ -54,6 +50,10 @@ class Counters:
                 torch._foreach_add_(held, [job.carried[name] for job in on_host])
         if on_device:
             _count_on_device(on_device)
+
+
+def _pointers(states: list[dict[str, Any]]) -> list[int]:
+    return list(map(Tensor.data_ptr, map(operator.itemgetter("step"), states)))
 
 
 def _count_on_device(jobs: list[Job]) -> None:

@@ -137,7 +137,7 @@ class Known:
 def _square_sum(x: Any) -> Any:
     if torch.compiler.is_compiling():
         return (x * x).sum()
-    if isinstance(x, Tensor) and x.is_contiguous():
+    if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
         flat = x.view(-1)
         return torch.dot(flat, flat)
     norm = torch.linalg.vector_norm(x)

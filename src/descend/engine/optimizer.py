@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal, overload
 
@@ -168,13 +169,23 @@ class Optimizer(torch.optim.Optimizer):
         rehearsal = self.rehearses()
         jobs = self._plan.jobs(self)
         if not rehearsal and not self._overflows():
-            self._run(jobs)
+            with self._without_autocast():
+                self._run(jobs)
         return loss
+
+    def _without_autocast(self) -> ExitStack:
+        """The maths has its own dtypes, also where somebody steps inside autocast."""
+        stack = ExitStack()
+        for kind in {group["params"][0].device.type for group in self.param_groups if group["params"]}:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        return stack
 
     def _overflows(self) -> bool:
         """Whether a GradScaler that leaves the check to us found an infinity; with `capturable` the kernels see to it."""
         found_inf = getattr(self, "found_inf", None)
-        return found_inf is not None and not self.defaults["capturable"] and bool(found_inf.item())
+        on_device = all(group["capturable"] for group in self.param_groups)
+        return found_inf is not None and not on_device and bool(found_inf.item())
 
     def rehearses(self) -> bool:
         """Whether this is the step that distributed checkpoints fake to have the state made: it must count nothing.

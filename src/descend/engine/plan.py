@@ -48,6 +48,7 @@ class Plan:
         if not self._holds(optimizer.state):
             self.memory.clear()
             self._groups.clear()
+            self._states = []
         resolved: dict[int, tuple[Resolved, dict[int, Job]]] = {}
         jobs, on_host = [], []
         for index, position, p, g in found:
@@ -55,7 +56,7 @@ class Plan:
                 resolved[index] = self._group(optimizer, index)
             r, kept = resolved[index]
             job = kept.get(position)
-            if job is None or job.param is not p:
+            if job is None or job.param is not p or "step" not in job.state:
                 job = kept[position] = new_job(p, r, optimizer.state[p], (index << 32) + position)
             job.grad, job.group, job.done = g, r.group, False
             if job.rests.master is not None:
@@ -116,7 +117,7 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
         if name not in state:
             state[name] = torch.full((), start, dtype=torch.float64, device=device)
     for name in ("step", *r.rule.carried):
-        if r.group["capturable"] and state[name].device != device:
+        if state[name].device != device:
             state[name] = state[name].to(device)
     for name, slot in resting.items():
         if name not in state:

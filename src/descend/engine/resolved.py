@@ -31,7 +31,7 @@ class Resolved:
         self.flags: dict[str, Any] = {}
         self._sort(optimizer)
         self.h = SimpleNamespace(**self.numbers, **self.flags)
-        self.decay = self.rule.decay(self.h)
+        self.decay = self.rule.decay(self.h) if hasattr(self.h, "weight_decay") else "none"
         self._made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def _sort(self, optimizer: Optimizer) -> None:

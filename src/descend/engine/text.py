@@ -83,7 +83,12 @@ def take(p: Tensor, d: Tensor | Quotient, g: Tensor, k: Known) -> None:
 
 def shaped(d: Tensor | Quotient, g: Tensor, k: Known) -> Tensor | Quotient:
     """The direction after its stages; where there are none, a quotient stays undivided."""
-    return shape_direction(value_of(d), g, k) if k.caution or k.grams or k.update_clip is not None else d
+    return shape_direction(value_of(d), g, k) if has_stages(k) else d
+
+
+def has_stages(k: Known) -> bool:
+    """Whether anything stands between a rule's direction and the step."""
+    return bool(k.caution or k.grams or k.update_clip is not None)
 
 
 def shape_direction(d: Tensor, g: Tensor, k: Known) -> Tensor:

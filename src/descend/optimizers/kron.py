@@ -17,7 +17,6 @@ from descend.engine.options import Common
 from descend.engine.slots import Slot
 from descend.engine.text import take
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
-from descend.optimizers.routed import known_with
 from descend.randomness import normal, uniform
 from descend.terms import add_scaled, ema, plus
 
@@ -191,7 +190,7 @@ class Kron(Optimizer):
             u = plus(u, p, k.decay_share * k.weight_decay)
         else:
             amount = k.decay_share * k.decay_amount
-            k = known_with(k, decay_amount=amount, decay_factor=1 - amount)
+            k = k.but(decay_amount=amount, decay_factor=1 - amount)
         take(p, u, g, k)
 
     @staticmethod

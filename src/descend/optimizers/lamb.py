@@ -106,7 +106,7 @@ class Lamb(Optimizer):
             decay_weights(p, d, k)
             u = value_of(d)
         else:
-            u = plus(p * k.weight_decay, d, 1.0)
+            u = plus(value_of(d), p, k.weight_decay)
         p_norm, u_norm = k.norms(p, u)
         ratio = trust_ratio(p_norm, u_norm)
         if k.trust_clip:

@@ -12,7 +12,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, position, positive, signed
-from descend.engine.text import shape_direction
+from descend.engine.text import has_stages, shape_direction
 from descend.terms import Quotient, add_product, add_scaled, assign, cube_root, ema, plus, scale
 
 
@@ -90,7 +90,7 @@ class MADGRAD(Optimizer):
         add_scaled(s.s, g, k.dual_weight)
         add_product(s.grad_sum_sq, g, g, k.dual_weight)
         z = plus(x0, Quotient(s.s, cube_root(s.grad_sum_sq, k.eps)), -1.0)
-        if k.caution or k.grams or k.update_clip is not None:
+        if has_stages(k):
             z = p - shape_direction(p - z, g, k)
         if "x0" in s:
             ema(p, z, k.pull)

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import has_stages
 from descend.optimizers.adam import bias_correction
 from descend.optimizers.routed import Routed, as_matrices, check_whole, from_matrices, matrices_shape
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
@@ -297,7 +298,7 @@ class NorMuon(_Orthogonal):
 
 def shapes_direction(k: Known) -> bool:
     """Whether a stage between direction and step computes with the direction, which then should have all its digits."""
-    return k.caution or k.grams or k.hyperball or k.cautious_weight_decay or k.update_clip is not None
+    return has_stages(k) or k.hyperball or k.cautious_weight_decay
 
 
 def polar_momentum(g: Tensor, s: State, k: Known, widen: bool = True) -> Tensor:

@@ -89,7 +89,7 @@ class Routed(Optimizer):
             fall_back(p, g, s, k)
         else:
             direction = cls.direction(p, g, s, k)
-            take(p, direction, g, known_with(k, gain=k.matrix_gain, step_size=k.lr * k.matrix_gain))
+            take(p, direction, g, k.but(gain=k.matrix_gain, step_size=k.lr * k.matrix_gain))
 
     def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
         """Which rule moves this parameter of this group."""
@@ -158,17 +158,12 @@ def is_spatial(k: Any) -> bool:
     return getattr(k, "conv_mode", "flatten") == "batched" and not k.stacked and len(k.shape) > 2
 
 
-def known_with(k: Known, **values: Any) -> Known:
-    """The same knowledge with some values replaced."""
-    return Known({**vars(k), **values}, k.across)
-
-
 def fall_back(p: Tensor, g: Tensor, s: State, k: Known) -> None:
     """A step of AdamW, or of NAdamW with nesterov, at lr·fallback_lr_scale."""
     lr, decay = k.lr * k.fallback_lr_scale, k.decay_amount * k.fallback_lr_scale
     scaled = dict(lr=lr, gain=k.debias1, step_size=lr * k.debias1, decay_amount=decay, decay_factor=1 - decay)
     rule = NAdamW if getattr(k, "nesterov", False) else AdamW
-    rule.move(p, g, s, known_with(k, **scaled, amsgrad=False, clipping_threshold=None))
+    rule.move(p, g, s, k.but(**scaled, amsgrad=False, clipping_threshold=None))
 
 
 def muon_param_groups(

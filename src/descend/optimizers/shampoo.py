@@ -40,7 +40,7 @@ class Shampoo(Optimizer):
         params: parameters or groups of parameters.
         lr: learning rate, ≥ 0.
         betas: decay rates of momentum and of the factors, each in [0, 1).
-        eps: added to the factors' eigenvalues, ≥ 0.
+        eps: added to the factors' eigenvalues, > 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
         max_preconditioner_dim: the largest side of a block, ≥ 1.
         precondition_frequency: steps from one computation of the roots to the next, ≥ 1.
@@ -97,6 +97,8 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def check(h: Any) -> None:
+        if h.eps == 0:
+            raise ValueError("eps=0, expected a number > 0: factors of low rank have no inverse root without")
         check_whole("max_preconditioner_dim", h.max_preconditioner_dim)
         check_whole("precondition_frequency", h.precondition_frequency)
         if h.start_preconditioning_step != -1:

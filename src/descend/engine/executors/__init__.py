@@ -49,6 +49,8 @@ def run(rule: type[Optimizer], jobs: list[Job], plan: Plan) -> Totals:
             if job.rests.master is not None:
                 job.version = job.param._version
     finally:
+        for job in jobs:
+            del job.grad  # it is the user's to free
         plan.counters.count(jobs if all(job.done for job in jobs) else [job for job in jobs if job.done])
     return totals
 

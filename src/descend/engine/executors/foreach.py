@@ -109,6 +109,7 @@ def _load(
 
 def _known(batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> Known:
     first = batch[0]
+    there = [tuple(total.to(first.param.device) for total in sums) for sums in totals]
     known = {name: v.to(first.maths) if isinstance(v, Tensor) else v for name, v in first.known.items()}
     numel = tuple(float(real(job.param).numel()) for job in batch)
-    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(totals))
+    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(there))

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from descend.engine.executors import loop
 from descend.engine.executors.kernels import Signature, blank, kernel, signature_of
-from descend.engine.executors.profile import profile
+from descend.engine.executors.profile import flags, profile
 from descend.engine.job import Job, flatten, is_dense, real
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ def run(
     if not jobs:
         return []
     tiny, bundles = _planned(rule, jobs, memory)
+    if any(bundle.is_stale() for bundle in bundles):
+        memory.pop("fused")
+        tiny, bundles = _planned(rule, jobs, memory)
     partials = loop.run(rule, tiny, totals)
     tables = _Tables()
     for bundle in bundles:
@@ -43,9 +46,14 @@ def run(
 
 def _planned(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> tuple[list[Job], list[Bundle]]:
     """The jobs in bundles, as before where they are the same, with all their kernels made."""
-    dtypes = [job.grad.dtype for job in jobs]
+    seen = (
+        [job.grad.dtype for job in jobs],
+        [(p.dtype, p.device, p.shape) for p in (job.param for job in jobs)],
+        # With `capturable` no flag can depend on the step, which nobody on the host knows.
+        [flags(job) for job in {id(job.known): job for job in jobs if not job.group["capturable"]}.values()],
+    )
     kept = memory.get("fused")
-    if kept is not None and kept[0] == jobs and kept[1] == dtypes:
+    if kept is not None and kept[0] == jobs and kept[1] == seen:
         return kept[2], kept[3]
     tiny = [job for job in jobs if not compiles(rule, job)]
     kinds: dict[Signature, list[Job]] = {}
@@ -60,20 +68,24 @@ def _planned(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> 
         for signature, members in kinds.items()
         for start in range(0, len(members), signature.bundle)
     ]
-    memory["fused"] = jobs, dtypes, tiny, bundles
+    memory["fused"] = jobs, seen, tiny, bundles
     return tiny, bundles
 
 
 def compiles(rule: type[Optimizer], job: Job) -> bool:
     """Whether a kernel serves this parameter.
 
-    Lengths of 0 and 1 would be compiled for themselves. Rows of a few numbers each, as in convolutions, fill no vector
-    of the processor: compiled, their sums take several times as long as one after another.
+    Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
+    on accelerators, and the guard that would notice more is not asked. Rows of a few numbers each, as in convolutions,
+    fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks of
+    8-bit state lie across rows.
     """
     value, shaped = job.value, profile(rule, job).shaped
     few = value.dim() > 2 and value.size(-1) < _VECTOR and shaped
     blocked = shaped and job.rests.length is not None
-    return value.numel() > 1 and rule.reach != "matrix" and not few and not blocked
+    countable = value.numel() < 1 << 31 or value.device.type == "cpu"
+    served = rule.reach != "matrix" and not few and not blocked
+    return served and value.numel() > 1 and countable and is_dense(value)
 
 
 def check(kind: str, name: str, p: Tensor) -> None:
@@ -155,7 +167,7 @@ class Bundle:
         self._strides = [p.stride() for p in values]
         self._complex = any(p.is_complex() for p in self._leaves)
         self._states = [job.state for job in self.jobs]
-        self._held: dict[str, list[Tensor]] = {}
+        self._held: dict[str, list[int]] = {}
         self._state: list[list[Tensor]] = []
         for name, slot, _ in self.signature.slots:
             column = []
@@ -168,7 +180,7 @@ class Bundle:
                     column.append(t.view(-1, 1))
                 else:
                     column.append(self._view(t) if (slot.like_parameter and flat) or t.dim() == 0 else job.seen(t))
-            self._held[name] = [state[name] for state in self._states]
+            self._held[name] = [state[name].data_ptr() for state in self._states]
             self._state.append(column)
         missing = self.signature.bundle - len(self.jobs)
         self._spare_grads: list[Tensor] = []
@@ -185,10 +197,10 @@ class Bundle:
         length = self.signature.rests.length
         return x.as_strided((x.numel() // length, length), (length, 1)) if length else flatten(x)
 
-    def _stale(self) -> bool:
-        """Whether somebody exchanged a tensor since the views were taken."""
-        return list(map(Tensor.data_ptr, self._leaves)) != self._pointers or not all(
-            all(map(operator.is_, map(operator.itemgetter(name), self._states), held))
+    def is_stale(self) -> bool:
+        """Whether somebody exchanged memory since the views were taken."""
+        return list(map(Tensor.data_ptr, self._leaves)) != self._pointers or any(
+            list(map(Tensor.data_ptr, map(operator.itemgetter(name), self._states))) != held
             for name, held in self._held.items()
         )
 
@@ -207,14 +219,13 @@ class Bundle:
 
     def carry(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> tuple[Any, ...] | None:
         """Run the passes; the partial sums where the bundle has to wait for the other tensors."""
-        if self._stale():
-            self._look()
         grads, table = self._grads(), tables.table(self.signature, self.jobs)
         sums: list[tuple[Tensor, ...]] = []
         overall = 0
         for stage, (scope, _) in enumerate(self.signature.rounds):
             if scope == "overall" and overall < len(totals):
-                sums.append((torch.stack([total.to(self.signature.maths) for total in totals[overall]]),))
+                where = self.signature.device, self.signature.maths
+                sums.append((torch.stack([total.to(*where) for total in totals[overall]]),))
                 overall += 1
                 continue
             partial = self._call(stage, grads, table, sums)
@@ -231,15 +242,28 @@ class Bundle:
         """Run a kernel; what stays from step to step is put in its order once."""
         changing = [*grads, table, *(total for totals in sums for total in totals)]
         if stage not in self._arranged:
-            arguments = self.kernels[stage].arrange(self._params, grads, self._state, table, sums)
-            places = {id(argument): place for place, argument in enumerate(arguments)}
-            found = [(i, places[id(value)]) for i, value in enumerate(changing) if id(value) in places]
-            self._arranged[stage] = arguments, found
+            self._arranged[stage] = self._arrange(stage, changing, sums)
         arguments, found = self._arranged[stage]
         arguments = arguments.copy()
         for i, place in found:
             arguments[place] = changing[i]
         return self.kernels[stage].code(arguments)
+
+    def _arrange(
+        self, stage: int, changing: list[Tensor], sums: list[tuple[Tensor, ...]]
+    ) -> tuple[list[Any], list[tuple[int, int]]]:
+        """The arguments of a kernel without those that change, and the places of these."""
+        # Views stand in, since one tensor may be the gradient of two parameters.
+        stand_ins = [value.view_as(value) for value in changing]
+        rest = iter(stand_ins[self.signature.bundle + 1 :])
+        regrouped = [tuple(next(rest) for _ in totals) for totals in sums]
+        grads, table = stand_ins[: self.signature.bundle], stand_ins[self.signature.bundle]
+        arguments = self.kernels[stage].arrange(self._params, grads, self._state, table, regrouped)
+        places = {id(argument): place for place, argument in enumerate(arguments)}
+        found = [(i, places[id(value)]) for i, value in enumerate(stand_ins) if id(value) in places]
+        for _, place in found:
+            arguments[place] = None
+        return arguments, found
 
 
 @lru_cache(maxsize=256)

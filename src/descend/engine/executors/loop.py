@@ -1,4 +1,4 @@
-"""The reference executor: one parameter after another, large elementwise ones in pieces that stay in cache."""
+"""The reference executor: one parameter after another, large elementwise ones in pieces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from descend.engine.text import advance, advance_stored, cast_scalars
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
 
-# Elements a piece: large enough to hide the calls, small enough that temporaries are reused from cache.
+# Elements a piece: large enough to hide the calls, small enough that the allocator has its temporaries at hand.
 CHUNK = 1 << 20
 
 
@@ -33,12 +33,13 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
         if key not in shared:
             shared[key] = profile(rule, job), _known(job)
         needs, k = shared[key]
-        k.across = OverallKnown(totals)
+        there = [tuple(total.to(job.param.device) for total in sums) for sums in totals]
+        k.across = OverallKnown(there)
         if needs.overall > len(totals):
             partials.append(partial_sums(rule, job, k))
             continue
         for first, p, g, s in _pieces(job, needs.whole, k):
-            k.across = OverallKnown(totals)
+            k.across = OverallKnown(there)
             advance_stored(rule, job.rests, job.maths, p, g, s, k, job.dice(first))
         job.done = True
     return partials

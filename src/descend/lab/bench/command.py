@@ -84,7 +84,7 @@ def plan(given: Given) -> tuple[list[Task], Settings]:
     peers = chosen(given.peers)
     usable(given.device)
     if given.everything:
-        return everything(peers), Settings(given.rounds, given.device, COMPILED, IMPORTS)
+        return everything(peers, names(given.optimizers)), Settings(given.rounds, given.device, COMPILED, IMPORTS)
     rules = names(given.optimizers)
     models = listed(given.shapes)
     for model in models:

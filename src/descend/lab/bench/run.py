@@ -92,10 +92,10 @@ def _plainness(name: str) -> tuple[int, int, str]:
     return len(name), len(get_optimizer_info(name).defaults or {}), name
 
 
-def everything(peers: Sequence[Peer]) -> list[Task]:
+def everything(peers: Sequence[Peer], rules: Sequence[str]) -> list[Task]:
     """All heats of the table of numbers. Peers that compile whole models meet one rule, for time's sake."""
     tasks = []
-    for rule in plain_names():
+    for rule in rules:
         near = tuple(peer for peer in peers if not peer.slow or rule == "adamw")
         few = tuple(peer for peer in peers if peer.library in ("timm", "torch"))
         default = ("loop",) if rule in SEEDS else ()
