@@ -16,7 +16,7 @@ def values(seed: int, spread: float, *shape: int) -> torch.Tensor:
 
 
 def rested(storage: object, value: torch.Tensor, dice: Dice | None = None) -> torch.Tensor:
-    return storage.load(storage.store((), value, dice), torch.float32)
+    return storage.load(storage.store(value, dice), torch.float32)
 
 
 @given(st.integers(0, 10**6), st.floats(0, 2), st.sampled_from((16, 48, 256)))
@@ -49,7 +49,7 @@ def test_zeros_stay() -> None:
 def test_split_is_exact_and_the_upper_half_is_the_nearest(seed: int, spread: float) -> None:
     value = values(seed, spread, 64)
     assert torch.equal(rested(Split(), value), value)
-    upper, _ = Split().store((), value, None)
+    upper, _ = Split().store(value)
     assert bool(((upper.float() - value).abs() <= (value.bfloat16().float() - value).abs()).all())
 
 

@@ -130,7 +130,7 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
 def forget_compensation(job: Job) -> None:
     """What a parameter lacked before somebody else changed it is no part of what it is now."""
     if job.version is not None and job.param._version != job.version:
-        for name in job.rests.master.suffixes[1:] if job.rests.master else ():
+        for name in job.rests.master.beside if job.rests.master else ():
             job.state[name].zero_()
 
 

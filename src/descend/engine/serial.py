@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from descend.engine.storage import packed, rest, unpacked
+from descend.engine.storage import MASTERS_STATE, packed, rest, unpacked
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
 
 FORMAT = 1
-# What parameters have beside them in a storage that this optimizer need not have.
-_MASTERS = frozenset(("compensation", "missing_bits"))
 _FORMAT_KEY = "descend_format"
 _NAME_KEY = "descend_optimizer"
 # What timm and torch keep in a state beside a rule's slots, and we need not.
@@ -174,7 +172,7 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
         elif name in resting:
             if not name.endswith("_scale"):
                 placed[name] = value.to(p.device, copy=True)
-        elif name in _MASTERS or name.removesuffix("_scale") in slots:
+        elif name in MASTERS_STATE or name.removesuffix("_scale") in slots:
             continue  # of another storage than this optimizer's
         elif name in optimizer.extra_state:
             placed[name] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)

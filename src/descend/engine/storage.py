@@ -48,13 +48,10 @@ def _whole(x: Any) -> Any:
 class Storage(Protocol):
     """A way to rest."""
 
-    #: What the names of its parts end in, the first nothing.
-    suffixes: ClassVar[tuple[str, ...]]
-
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The value in the dtype of the maths; a part itself where that is the value."""
 
-    def store(self, parts: Parts, value: Tensor, dice: Dice | None) -> Parts:
+    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The parts that the value becomes, in their dtypes."""
 
 
@@ -72,7 +69,6 @@ class Blocks:
 
     signed: bool
     length: int
-    suffixes: ClassVar[tuple[str, ...]] = ("", "_scale")
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The numbers, spread out again."""
@@ -84,7 +80,7 @@ class Blocks:
         y = y * y
         return y * y * scale.to(maths)
 
-    def store(self, parts: Parts, value: Tensor, dice: Dice | None) -> Parts:
+    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest numbers."""
         scale = torch.amax(torch.abs(value), dim=-1, keepdim=True)
         x = value / torch.where(scale > 0, scale, 1.0)
@@ -101,13 +97,13 @@ class Kahan:
     """Half precision, and the rounding error that it has now, in half precision too."""
 
     dtype: torch.dtype
-    suffixes: ClassVar[tuple[str, ...]] = ("", "compensation")
+    beside: ClassVar[tuple[str, ...]] = ("compensation",)
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """Their sum."""
         return parts[0].to(maths) + parts[1].to(maths)
 
-    def store(self, parts: Parts, value: Tensor, dice: Dice | None) -> Parts:
+    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest number, and what is left."""
         nearest = value.to(self.dtype)
         return nearest, (value - nearest.to(value.dtype)).to(self.dtype)
@@ -117,14 +113,14 @@ class Kahan:
 class Split:
     """bfloat16, and the 16 bits that it lacks of float32: exact."""
 
-    suffixes: ClassVar[tuple[str, ...]] = ("", "missing_bits")
+    beside: ClassVar[tuple[str, ...]] = ("missing_bits",)
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The float32 number whose upper half, rounded, is the first part."""
         upper = parts[0].view(torch.int16).to(torch.int32) << 16
         return (upper + parts[1].to(torch.int32)).view(torch.float32).to(maths)
 
-    def store(self, parts: Parts, value: Tensor, dice: Dice | None) -> Parts:
+    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The upper half, ties away from zero so that the difference has 16 bits, and the difference."""
         bits = value.to(torch.float32).view(torch.int32)
         upper = (bits + 0x8000) >> 16
@@ -135,13 +131,13 @@ class Split:
 class Stochastic:
     """bfloat16, rounded up or down at random so that the mean is the value."""
 
-    suffixes: ClassVar[tuple[str, ...]] = ("",)
+    beside: ClassVar[tuple[str, ...]] = ()
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The part, converted."""
         return parts[0].to(maths)
 
-    def store(self, parts: Parts, value: Tensor, dice: Dice | None) -> Parts:
+    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """Cut off after random bits have been added below."""
         if dice is None:
             raise ValueError("stochastic rounding needs random bits")
@@ -162,6 +158,10 @@ def block_length(shape: tuple[int, ...]) -> int | None:
     return length if length >= LEAST_BLOCK else None
 
 
+#: State that some master keeps beside a parameter.
+MASTERS_STATE = frozenset((*Kahan.beside, *Split.beside, *Stochastic.beside))
+
+
 @dataclass(frozen=True)
 class Rests:
     """How a parameter and its state rest.
@@ -169,30 +169,29 @@ class Rests:
     Attributes:
         blocks: the state that rests in blocks, by name.
         length: elements of a block; None where there are none.
-        master: how the parameter keeps what its dtype cannot hold, and under which name.
+        master: how the parameter keeps what its dtype cannot hold, and in which state beside it.
     """
 
     blocks: tuple[tuple[str, Blocks], ...] = ()
     length: int | None = None
     master: Kahan | Split | Stochastic | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether a conversion is all there is to loading and storing."""
-        return len(self.blocks) == 0 and self.master is None
-
     def load(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
-        """The values of the parameter and of the state, in the parameter's shape where they rest in blocks."""
-        if self.plain:
-            return p.to(maths), {name: t.to(maths) for name, t in s.items()}
-        state = {name: t.to(maths) for name, t in s.items() if not self._is_part(name)}
-        for name, storage in self.blocks:
-            numbers = s[name]
-            parts = _by_blocks(numbers, storage.length), s[f"{name}_scale"].reshape(-1, 1)
-            state[name] = _back(storage.load(parts, maths), numbers).reshape(p.shape)
-        if self.master is None:
-            return p.to(maths), state
-        return self.master.load((p, *(s[name] for name in self.master.suffixes[1:])), maths), state
+        """The values of the parameter and of the state."""
+        parts = [*(f"{name}_scale" for name, _ in self.blocks), *(self.master.beside if self.master else ())]
+        return self.parameter(p, s, maths), {name: self.slot(name, p, s, maths) for name in s if name not in parts}
+
+    def parameter(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> Tensor:
+        """The value of the parameter."""
+        return self.master.load((p, *(s[name] for name in self.master.beside)), maths) if self.master else p.to(maths)
+
+    def slot(self, name: str, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> Tensor:
+        """The value of a slot, in the parameter's shape where it rests in blocks."""
+        storage = dict(self.blocks).get(name) if self.blocks else None
+        if storage is None:
+            return s[name].to(maths)
+        parts = _by_blocks(s[name], storage.length), s[f"{name}_scale"].reshape(-1, 1)
+        return _back(storage.load(parts, maths), s[name]).reshape(p.shape)
 
     def store(
         self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], dice: Dice | None
@@ -201,26 +200,19 @@ class Rests:
         if self.master is None:
             yield p, p_value
         else:
-            parts = p, *(s[name] for name in self.master.suffixes[1:])
-            yield from zip(parts, self.master.store(parts, p_value, dice), strict=True)
+            parts = p, *(s[name] for name in self.master.beside)
+            yield from zip(parts, self.master.store(p_value, dice), strict=True)
         blocks = dict(self.blocks)
         for name, value in state.items():
             if name in blocks:
                 value = value.reshape(s[name].shape)
                 if value.stride() != s[name].stride():
                     value = torch.empty_like(s[name], dtype=value.dtype).copy_(value)
-                numbers, scale = blocks[name].store((), _by_blocks(value, blocks[name].length), None)
+                numbers, scale = blocks[name].store(_by_blocks(value, blocks[name].length))
                 yield s[name], _back(numbers, s[name])
                 yield s[f"{name}_scale"], scale.reshape(s[f"{name}_scale"].shape)
             else:
                 yield s[name], value
-
-    def _is_part(self, name: str) -> bool:
-        return (
-            name in dict(self.blocks)
-            or name.removesuffix("_scale") in dict(self.blocks)
-            or (self.master is not None and name in self.master.suffixes)
-        )
 
 
 def _by_blocks(x: Tensor, length: int) -> Tensor:
@@ -265,7 +257,7 @@ def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot],
         keeps = dtype is None or slot.kind not in ("signed", "positive") or slot.dtype is not None
         resting[name] = slot if keeps else replace(slot, dtype=dtype)
     master = _master(h.master, p)
-    for name in master.suffixes[1:] if master else ():
+    for name in master.beside if master else ():
         resting[name] = Slot(dtype=torch.int16 if isinstance(master, Split) else p.dtype)
     return resting, Rests(tuple(blocks), length if blocks else None, master)
 
@@ -282,7 +274,7 @@ def _master(master: str | None, p: Tensor) -> Kahan | Split | Stochastic | None:
 
 def packed(name: str, storage: Blocks, value: Tensor) -> dict[str, Tensor]:
     """A value in blocks, under the names of its parts."""
-    numbers, scale = storage.store((), _by_blocks(value, storage.length), None)
+    numbers, scale = storage.store(_by_blocks(value, storage.length))
     return {name: _back(numbers, value), f"{name}_scale": scale.reshape(value.size(0), -1)}
 
 

@@ -50,16 +50,12 @@ def advance_stored(
     p_value, state = rests.load(p, s, maths)
     if k.skips:
         p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
-    advance(rule, p_value, _load(g, maths), State(state), k)
+    advance(rule, p_value, g.to(maths), State(state), k)
     for resting, value in rests.store(p, s, p_value, state, dice):
         if k.skips:
             resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
         elif value is not resting:
             resting.copy_(value)
-
-
-def _load(resting: Tensor, maths: torch.dtype) -> Tensor:
-    return resting if resting.dtype is maths else resting.to(maths)
 
 
 def cast_scalars(k: Known, maths: torch.dtype) -> Known:

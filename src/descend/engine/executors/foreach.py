@@ -82,9 +82,14 @@ def _partial_sums(rule: type[Optimizer], batch: Sequence[Job], totals: list[tupl
     """The batch's part of the first sums over all tensors that are not known yet; nothing is changed."""
     maths = batch[0].maths
     params, grads, resting = _gather(batch)
-    p, s = _load(batch, params, resting)
-    state = loop.Scratch({name: TensorList(tensors) for name, tensors in s.items()}, maths)
+    p = [job.rests.parameter(p, s, maths) for job, p, s in zip(batch, params, resting, strict=True)]
     g = [g.to(maths) for g in grads]
+
+    def slot(name: str) -> TensorList:
+        each = zip(batch, params, resting, strict=True)
+        return TensorList(job.rests.slot(name, p, s, maths) for job, p, s in each)
+
+    state = loop.Scratch(batch[0].slots, slot)
     try:
         advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
     except Pause as pause:

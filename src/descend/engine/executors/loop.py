@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from descend.engine.executors.profile import Profile, profile
@@ -83,24 +82,23 @@ def _seen(job: Job, name: str, t: Tensor) -> Tensor:
 
 
 class Scratch(State):
-    """State whose slots are copied when they are first used, so that a text can run without effect."""
+    """State whose slots are loaded and copied when they are first used, so that a text can run without effect."""
 
-    _tensors: Mapping[str, Any]
-    _maths: torch.dtype
+    _names: Collection[str]
+    _load: Callable[[str], Any]
 
-    def __init__(self, tensors: Mapping[str, Any], maths: torch.dtype) -> None:
-        self.__dict__.update(_tensors=tensors, _maths=maths)
+    def __init__(self, names: Collection[str], load: Callable[[str], Any]) -> None:
+        self.__dict__.update(_names=names, _load=load)
 
     def __getattr__(self, name: str) -> Tensor:
-        try:
-            value: Tensor = self._tensors[name].to(self._maths, copy=True)
-        except KeyError:
+        if name not in self._names:
             return super().__getattr__(name)
+        value: Tensor = self._load(name).clone()
         setattr(self, name, value)
         return value
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self._names
 
 
 def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
@@ -108,12 +106,8 @@ def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
     p, g = values_of(job)
     k.measure(p)
     resting = {name: real(job.state[name]) for name in job.resting}
-    s: State
-    if job.rests.plain:
-        value, s = p.to(job.maths), Scratch(resting, job.maths)
-    else:
-        value, state = job.rests.load(p, resting, job.maths)
-        s = State({name: t.clone() for name, t in state.items()})
+    value = job.rests.parameter(p, resting, job.maths)
+    s = Scratch(job.slots, lambda name: job.rests.slot(name, p, resting, job.maths))
     try:
         advance(rule, value, g.to(job.maths), s, k)
     except Pause as pause:
