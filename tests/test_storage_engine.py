@@ -215,6 +215,32 @@ def test_weights_from_outside_drop_the_compensation() -> None:
     assert bool((p == 2.0).all())
 
 
+def test_a_step_that_raises_midway_keeps_the_compensation_of_those_that_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, q, alone = (nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16)) for _ in range(3))
+    together = descend.AdamW([p, q], lr=1e-3, master="kahan", foreach=False)
+    apart = descend.AdamW([alone], lr=1e-3, master="kahan", foreach=False)
+    carried = loop.advance_stored
+
+    def fails_on_the_second(rule: Any, rests: Any, maths: Any, x: Tensor, *rest: Any) -> None:
+        if x.data_ptr() == q.data_ptr():
+            raise RuntimeError("no more")
+        carried(rule, rests, maths, x, *rest)
+
+    for step in range(4):
+        for x in (p, q, alone):
+            x.grad = torch.ones_like(x)
+        apart.step()
+        with monkeypatch.context() as patch:
+            if step == 1:
+                patch.setattr(loop, "advance_stored", fails_on_the_second)
+                with pytest.raises(RuntimeError, match="no more"):
+                    together.step()
+            else:
+                together.step()
+    assert torch.equal(p, alone)
+    assert torch.equal(together.state[p]["compensation"], apart.state[alone]["compensation"])
+
+
 def test_bad_storage_is_refused_by_name() -> None:
     params = [nn.Parameter(torch.ones(32, 32))]
     with pytest.raises(ValueError, match=r"state_dtype='int7', expected None or one of torch.float32"):

@@ -45,12 +45,11 @@ def run(rule: type[Optimizer], jobs: list[Job], plan: Plan) -> Totals:
             totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
         for job in ways["empty"]:
             job.done = True
-        for job in jobs:
-            if job.rests.master is not None:
-                job.version = job.param._version
     finally:
         for job in jobs:
             del job.grad  # it is the user's to free
+            if job.done and job.rests.master is not None:
+                job.version = job.param._version
         plan.counters.count(jobs if all(job.done for job in jobs) else [job for job in jobs if job.done])
     return totals
 
