@@ -55,6 +55,7 @@ COLUMNS = (
     _ticked("resume", "exact resume", "saved, loaded into a new optimizer and continued, a run is bitwise the same"),
     _ticked("int8", "int8 state", "state in 8-bit blocks"),
     _ticked("kahan", "Kahan", "bfloat16 parameters with compensation keep what rounding would lose"),
+    _ticked("in backward", "in backward", "`step_in_backward` ends where ordinary steps end, bit by bit"),
     _ticked("sharded", "sharded", "the result does not depend on how parameters are spread over processes"),
     Column(
         "same as",

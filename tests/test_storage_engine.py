@@ -250,3 +250,64 @@ def test_bad_storage_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="'x0' is 'int8'"):
         descend.MADGRAD(params, state_dtype={"x0": "int8"})
     assert not blocked(descend.MADGRAD(params, state_dtype="int8"))
+    with pytest.raises(ValueError, match="state_dtype names 'exp_av', but the state is exp_avg, exp_avg_sq"):
+        descend.AdamW(params, state_dtype={"exp_av": "int8"})
+    with pytest.raises(ValueError, match="state_dtype names 'exp_av', but the state is exp_avg, exp_avg_sq"):
+        descend.AdamW([{"params": params, "state_dtype": {"exp_av": "int8"}}])
+    mixed = descend.Muon([*params, nn.Parameter(torch.ones(32))], state_dtype={"momentum_buffer": "int8"})
+    small.take_steps(mixed, 1)
+    assert len(blocked(mixed)) == 1
+
+
+# ------------------------------------------------------------------------------------------------ others who move weights
+
+
+def schedule_free(params: Any) -> Any:
+    return descend.ScheduleFreeAdamW(params, lr=1e-4)
+
+
+def switching(optimizer: Any, step: int) -> None:
+    """Evaluations in between."""
+    if step % 3 == 0:
+        optimizer.eval()
+        optimizer.train()
+
+
+def lookahead(params: Any) -> Any:
+    return descend.Lookahead(descend.AdamW(params, lr=1e-4), k=3)
+
+
+def sam(params: Any) -> Any:
+    return descend.SAM(descend.AdamW(params, lr=1e-4), rho=1e-3)
+
+
+@pytest.mark.parametrize("make", (schedule_free, lookahead, sam), ids=lambda make: make.__name__)
+def test_compensation_outlives_those_who_move_weights(make: Any) -> None:
+    """Training in bfloat16 with what it lacks goes where float32 goes, also between weights that others set."""
+    params = [nn.Parameter(small.noise(shape, torch.bfloat16, -1, i)) for i, shape in enumerate(((5,), (18, 32)))]
+    twins = [nn.Parameter(p.detach().float()) for p in params]
+    start = [q.detach().clone() for q in twins]
+    optimizer, twin = make(params), make(twins)
+    for step in range(40):
+        for i, (p, q) in enumerate(zip(params, twins, strict=True)):
+            p.grad = small.noise(p.shape, torch.bfloat16, step % 5, i)
+            q.grad = p.grad.float()
+        for each in (optimizer, twin):
+            if make is sam:
+                each.first_step()
+            each.step()
+            if make is schedule_free:
+                switching(each, step)
+    for p, q, at in zip(params, twins, start, strict=True):
+        value = p.detach().float() + optimizer.state[p]["compensation"].float()
+        assert (value - q.detach()).norm() < 0.02 * (q.detach() - at).norm()
+
+
+def test_half_precision_is_compensated_unless_told_otherwise() -> None:
+    params = [nn.Parameter(torch.ones(3, 3, dtype=dtype)) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+    optimizer = descend.AdamW(params)
+    small.take_steps(optimizer, 1)
+    assert ["compensation" in optimizer.state[p] for p in params] == [True, True, False]
+    plain = descend.AdamW(params, master=None)
+    small.take_steps(plain, 1)
+    assert not any("compensation" in s for s in plain.state.values())

@@ -59,6 +59,10 @@ class Optimizer(torch.optim.Optimizer):
     structural: ClassVar[frozenset[str]] = frozenset()
     #: Common options that the rule cannot honour, with the reason.
     refused: ClassVar[Mapping[str, str]] = {}
+    #: What to change where a step must not wait for the gradients of all parameters.
+    waits_for_all: ClassVar[str] = ""
+    #: Where parameters move as their gradients come, whether one has moved since the last call of step().
+    _in_backward: set[Tensor] | None = None
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Unpack[Common]) -> None:
         kind = type(self).__name__
@@ -66,6 +70,8 @@ class Optimizer(torch.optim.Optimizer):
         merged = {**COMMON_DEFAULTS, **common, **defaults}
         self._check(merged, merged)
         super().__init__(params, merged)
+        if isinstance(self.defaults["state_dtype"], Mapping):
+            self._check_state_names(self.defaults["state_dtype"], self.param_groups)
 
     # ------------------------------------------------------------------ the rule, as subclasses write it
 
@@ -138,6 +144,21 @@ class Optimizer(torch.optim.Optimizer):
                 except ValueError as error:
                     self.param_groups.pop()
                     raise ValueError(f"{kind}: parameter {names[i] if names else i}: {error}") from None
+        if isinstance(param_group.get("state_dtype"), Mapping):
+            try:
+                self._check_state_names(param_group["state_dtype"], self.param_groups[-1:])
+            except ValueError:
+                self.param_groups.pop()
+                raise
+
+    def _check_state_names(self, chosen: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+        """Raise for a storage of a state that none of the parameters has."""
+        known = {name for group in groups for p in group["params"] for name in self.slots(SimpleNamespace(**group), p)}
+        for name in chosen:
+            if known and name not in known:
+                raise ValueError(
+                    f"{type(self).__name__}: state_dtype names {name!r}, but the state is {', '.join(sorted(known))}"
+                )
 
     def _name_like_the_others(self, group: dict[str, Any]) -> None:
         """Give an unnamed group names where the groups before have them: torch takes all with names or none."""
@@ -166,6 +187,8 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._in_backward is not None:
+            self._in_backward.clear()
         rehearsal = self.rehearses()
         jobs = self._plan.jobs(self)
         if not rehearsal and not self._overflows():
@@ -257,9 +280,20 @@ class Optimizer(torch.optim.Optimizer):
     def _run(self, jobs: list[Job]) -> executors.Totals:
         return executors.run(type(self), jobs, self._plan)
 
+    @torch.no_grad()
+    def _step_alone(self, plan: Plan) -> None:
+        """Move the parameters of another plan, by the same options and state."""
+        with self._without_autocast():
+            executors.run(type(self), plan.jobs(self), plan)
+
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """GradScaler asks this: fused kernels divide by the scale themselves."""
+        if self._in_backward is not None:
+            raise RuntimeError(
+                "step_in_backward() has moved the parameters by gradients that a GradScaler scaled; train without one, "
+                "in bfloat16, which needs no scaling"
+            )
         return any(group["fused"] for group in self.param_groups)
 
 

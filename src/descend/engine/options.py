@@ -44,9 +44,9 @@ class Common(TypedDict, total=False):
             blocks of up to 256 elements with a scale each; what has one dimension, and points in parameter space, stay
             float32. A mapping from names of the state to these chooses for each. None: float32 for half-precision
             parameters, the parameter's dtype for others.
-        master: how half-precision parameters keep what their dtype cannot hold: "kahan", the rounding error in the same
-            dtype; "split", the bits that bfloat16 lacks of float32; "stochastic", rounding at random whose mean is
-            right. None: rounding to the nearest, which loses small steps.
+        master: how half-precision parameters keep what their dtype cannot hold: "kahan", the default, the rounding
+            error in the same dtype; "split", the bits that bfloat16 lacks of float32; "stochastic", rounding at random
+            whose mean is right. None: rounding to the nearest, which loses small steps.
     """
 
     foreach: bool | None
@@ -79,7 +79,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "adaptive_grad_clip": None,
     "hyperball": False,
     "state_dtype": None,
-    "master": None,
+    "master": "kahan",
 }
 
 # Why some optimizers refuse options that others have.
@@ -143,12 +143,12 @@ def check_option(kind: str, name: str, value: Any, default: Any, optional: bool)
         default: the class default, which tells the type and how many betas there are.
         optional: whether None is allowed.
     """
+    if name == "master" and value is not None and value not in MASTERS:
+        raise ValueError(f"{kind}: master={value!r}, expected None or one of {', '.join(map(repr, MASTERS))}")
     if value is None:
-        if default is not None and not optional:
+        if default is not None and not optional and name != "master":
             raise ValueError(f"{kind}: {name}=None, expected {_expected(name, default)}")
         return
-    if name == "master" and value not in MASTERS:
-        raise ValueError(f"{kind}: master={value!r}, expected None or one of {', '.join(map(repr, MASTERS))}")
     if name == "state_dtype":
         for one in value.values() if isinstance(value, Mapping) else (value,):
             if one not in _STATE_DTYPES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,32 +21,32 @@ if TYPE_CHECKING:
 class Plan:
     """Which parameters a step moves, with their state at hand.
 
+    Args:
+        places: group and position of the parameters that are moved; None: all that have a gradient.
+
     Attributes:
         counters: how often each of them has moved.
         memory: what executors keep between steps, dropped with the jobs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: Collection[tuple[int, int]] | None = None) -> None:
         self.counters = Counters()
         self.memory: dict[str, Any] = {}
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
+        self._places = places
 
     def jobs(self, optimizer: Optimizer) -> list[Job]:
         """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
-        found = [
-            (index, position, p, p.grad)
-            for index, group in enumerate(optimizer.param_groups)
-            for position, p in enumerate(group["params"])
-            if p.grad is not None
-        ]
+        found = [(i, j, p, p.grad) for i, j, p in self._params(optimizer) if p.grad is not None]
         for index, position, _, g in found:
             if g.layout is not torch.strided:
                 raise RuntimeError(
                     f"{type(optimizer).__name__}: the gradient of parameter {_name(optimizer, index, position)} is "
                     f"sparse ({g.layout}); make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam"
                 )
-        if not self._holds(optimizer.state):
+        held = self._held(optimizer)
+        if not (len(held) == len(self._states) and all(map(operator.is_, held, self._states))):
             self.memory.clear()
             self._groups.clear()
             self._states = []
@@ -68,13 +69,29 @@ class Plan:
                 on_host.append((job, r))
         for (job, r), step in zip(on_host, self.counters.read([job for job, _ in on_host]), strict=True):
             tell(job, r, step + 1)
-        if len(self._states) != len(optimizer.state):
-            self._states = list(optimizer.state.values())
+        if self._places is not None or len(self._states) != len(optimizer.state):
+            self._states = self._held(optimizer)
         return jobs
 
-    def _holds(self, state: Any) -> bool:
-        """Whether the optimizer's state still consists of the very dicts that the jobs hold."""
-        return len(state) == len(self._states) and all(map(operator.is_, state.values(), self._states))
+    def _params(self, optimizer: Optimizer) -> Iterator[tuple[int, int, Tensor]]:
+        """Group, position and parameter of all that the plan is about."""
+        if self._places is not None:
+            return ((i, j, optimizer.param_groups[i]["params"][j]) for i, j in self._places)
+        groups = enumerate(optimizer.param_groups)
+        return ((i, j, p) for i, group in groups for j, p in enumerate(group["params"]))
+
+    def _held(self, optimizer: Optimizer) -> list[Any]:
+        """The state dicts that the jobs are to hold."""
+        if self._places is None:
+            return list(optimizer.state.values())
+        return [optimizer.state.get(p) for _, _, p in self._params(optimizer)]
+
+    def restored(self, versions: Mapping[Tensor, int]) -> None:
+        """Parameters that others moved since our last step are again what they were at these versions."""
+        for _, kept in self._groups.values():
+            for job in kept.values():
+                if job.param in versions and job.version == versions[job.param]:
+                    job.version = job.param._version
 
     def _group(self, optimizer: Optimizer, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = optimizer.param_groups[index]

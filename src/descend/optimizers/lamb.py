@@ -55,6 +55,7 @@ class Lamb(Optimizer):
     """
 
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
+    waits_for_all: ClassVar[str] = "set max_grad_norm=None, which otherwise is the norm of all gradients together"
 
     reach: ClassVar[Reach] = "tensor"
 

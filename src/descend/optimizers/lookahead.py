@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from descend.engine import serial
+from descend.engine.exact import read, write
 from descend.engine.slots import state_dtype
 
 SLOW = "lookahead_slow_buff"
@@ -88,11 +89,12 @@ class Lookahead(torch.optim.Optimizer):
             if fast.grad is None:
                 continue
             state = self.state[fast]
+            value = read(self.base_optimizer, group, fast)
             if SLOW not in state:
-                state[SLOW] = fast.detach().to(state_dtype(fast), copy=True)
+                state[SLOW] = value.clone()
             slow = state[SLOW]
-            slow.add_(fast.to(slow.dtype) - slow, alpha=group["lookahead_alpha"])
-            fast.copy_(slow)
+            slow.add_(value - slow, alpha=group["lookahead_alpha"])
+            write(self.base_optimizer, group, fast, slow)
 
     def sync_lookahead(self) -> None:
         """Synchronise now, before an evaluation for example."""

@@ -70,6 +70,9 @@ class Prodigy(Optimizer):
 
     reach: ClassVar[Reach] = "tensor"
     structural: ClassVar[frozenset[str]] = frozenset(("slice_p",))
+    waits_for_all: ClassVar[str] = (
+        "its learning rate is found from them together, so use an optimizer with an lr of its own"
+    )
     refused: ClassVar[Mapping[str, str]] = {"hyperball": "its learning rate is a distance, not an angle"}
 
     def __init__(

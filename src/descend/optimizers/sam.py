@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from descend.engine.exact import restored
 from descend.engine.slots import state_dtype
 
 _OPTIONS = ("sam_rho", "sam_adaptive")
@@ -83,6 +84,7 @@ class SAM(torch.optim.Optimizer):
             _check({**own, **group})
         super().__init__(base_optimizer.param_groups, {**base_optimizer.defaults, **own})
         self._origins: dict[Tensor, Tensor] | None = None
+        self._versions: dict[Tensor, int] = {}
         self._share(base_optimizer)
 
     def _share(self, base_optimizer: torch.optim.Optimizer) -> None:
@@ -131,7 +133,7 @@ class SAM(torch.optim.Optimizer):
         norms = [torch.linalg.vector_norm(g * p.abs() if group["sam_adaptive"] else g) for group, p, g in moving]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms] or [torch.zeros(())]))
         inverse = torch.where(torch.isfinite(norm) & (norm > 0), 1 / norm, 0.0)
-        self._origins = {}
+        self._origins, self._versions = {}, {p: p._version for _, p, _ in moving}
         for group, p, g in moving:
             self._origins[p] = p.detach().clone()
             uphill = -group["sam_rho"] if group.get("maximize") else group["sam_rho"]
@@ -168,7 +170,8 @@ class SAM(torch.optim.Optimizer):
     def _come_back(self) -> None:
         for p, origin in (self._origins or {}).items():
             p.copy_(origin)
-        self._origins = None
+        restored(self.base_optimizer, self._versions)
+        self._origins, self._versions = None, {}
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -229,7 +232,12 @@ class SAM(torch.optim.Optimizer):
         return int(base.state_bytes(param, group))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"defaults": self.defaults, "base_optimizer": self.base_optimizer, "_origins": self._origins}
+        return {
+            "defaults": self.defaults,
+            "base_optimizer": self.base_optimizer,
+            "_origins": self._origins,
+            "_versions": {},
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

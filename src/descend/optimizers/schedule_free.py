@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
+from descend.engine.exact import read, write
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
@@ -80,7 +81,7 @@ class ScheduleFree(Optimizer):
             for p in group["params"]:
                 z = self.state.get(p, {}).get("z")
                 if z is not None:
-                    p.copy_(p.to(z.dtype).lerp(z, towards_z))
+                    write(self, group, p, read(self, group, p).lerp(z, towards_z))
             group["train_mode"] = train
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -1,0 +1,52 @@
+"""Reading and writing parameters with what their dtype cannot hold, for those who move weights between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.optimizer import Optimizer
+from descend.engine.slots import state_dtype
+from descend.engine.storage import Rests, Stochastic, rest
+
+
+def read(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Tensor:
+    """A parameter's value in the dtype of its state, of any optimizer's parameter."""
+    kept = _kept(optimizer, group, p)
+    if kept is None:
+        return p.detach().to(state_dtype(p), copy=True)
+    return kept.parameter(p.detach(), optimizer.state[p], state_dtype(p))
+
+
+def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor, value: Tensor) -> None:
+    """Give a parameter a value; what its dtype cannot hold of it is kept where the optimizer keeps such."""
+    kept = _kept(optimizer, group, p)
+    if kept is None:
+        p.detach().copy_(value)
+        return
+    before = p._version
+    for resting, part in kept.store(p.detach(), optimizer.state[p], value, {}, None):
+        resting.copy_(part)
+    restored(optimizer, {p: before})
+
+
+def restored(optimizer: torch.optim.Optimizer, versions: Mapping[Tensor, int]) -> None:
+    """Say that parameters are again what they were at these versions, so that their compensation still holds."""
+    if isinstance(optimizer, Optimizer):
+        optimizer._plan.restored(versions)
+
+
+def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Rests | None:
+    """How a parameter rests, where it keeps something beside it."""
+    if not isinstance(optimizer, Optimizer) or group.get("master") is None:
+        return None
+    h = SimpleNamespace(**group)
+    _, rests = rest(optimizer.slots(h, p), h, p)
+    if rests.master is None or isinstance(rests.master, Stochastic):
+        return None
+    state = optimizer.state.get(p, {})
+    return rests if all(name in state for name in rests.master.beside) else None

@@ -1,0 +1,254 @@
+"""Bytes of state, the most that a training step holds, losses of the byte-level GPT, and the time of a step."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import descend
+from descend.lab.bench.machine import machine, versions
+from descend.lab.bench.measure import interleave, parameters, stepping, warm
+from descend.lab.bench.shapes import shapes_of
+from descend.lab.race import warmup_cosine
+from descend.lab.tasks import GPT, Data, Task, tasks
+
+#: Whose 8-bit state has to reach the loss of float32 state, each with the best of four learning rates after 120 steps.
+IN_BLOCKS = {
+    "adamw": 8e-3, "lamb": 2e-2, "lion": 2e-3, "adabelief": 8e-3, "madgrad": 1e-2, "adan": 2e-2, "muon": 2e-2,
+}  # fmt: skip
+STORAGES: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"state_dtype": torch.bfloat16},
+    "int8": {"state_dtype": "int8"},
+}
+#: How bfloat16 weights may be kept.
+MASTERS = ("none", "kahan", "split", "stochastic")
+
+
+@dataclass
+class Weights:
+    """Bytes of state for each element of a ViT-S/16, by storage: said before any was made, and counted after a step."""
+
+    optimizer: str
+    predicted: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Losses:
+    """Validation losses of one way to train, a seed each."""
+
+    optimizer: str
+    weights: str
+    state: str
+    losses: list[float] = field(default_factory=list)
+    blocked: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.losses)
+
+
+@dataclass
+class Findings:
+    """All that was measured; times are medians in milliseconds, peaks are bytes for each parameter."""
+
+    weights: list[Weights] = field(default_factory=list)
+    peaks: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
+    losses: list[Losses] = field(default_factory=list)
+    seeds: int = 3
+    steps: int = 300
+    environment: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+PARTS = ("bytes", "peaks", "times", "losses")
+
+
+def measure(parts: Sequence[str], found: Findings, optimizers: Sequence[str], tell: Callable[[str], None]) -> None:
+    """Measure some of the parts anew, the others stay as they were found."""
+    begin = time.perf_counter()
+    found.environment = machine(torch.device("cpu")) | versions(("torch",))
+    if "bytes" in parts:
+        found.weights = []
+        for name in optimizers:
+            tell(f"bytes of {name}")
+            found.weights.append(weights(name))
+    if "peaks" in parts:
+        tell("peaks of a training step")
+        found.peaks = peaks()
+    if "times" in parts:
+        tell("times of a fused step")
+        found.times = times()
+    if "losses" in parts:
+        task, found.losses = tasks()["gpt"], []
+        data = task.load()
+        for one in planned():
+            tell(f"{task.title}: {one.optimizer}, {one.weights} weights, {one.state} state")
+            train(one, task, data, found.seeds, found.steps)
+            found.losses.append(one)
+    found.seconds += time.perf_counter() - begin
+
+
+def make(name: str, params: Any, **options: Any) -> Any:
+    """The optimizer of a name, at its learning rate."""
+    return descend.create_optimizer_v2(params, opt=name, lr=IN_BLOCKS.get(name, 1e-3), weight_decay=1e-3, **options)
+
+
+def weights(name: str) -> Weights:
+    """The bytes of one optimizer's state in every storage."""
+    params = [nn.Parameter(torch.zeros(shape)) for shape in shapes_of("vit_s")]
+    elements = sum(p.numel() for p in params)
+    found = Weights(name)
+    for storage, options in STORAGES.items():
+        optimizer = make(name, params, **options)
+        groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        found.predicted[storage] = sum(optimizer.state_bytes(p, group) for p, group in groups) / elements
+        for p in params:
+            p.grad = torch.full_like(p, 1e-3)
+        optimizer.step()
+        found.measured[storage] = state_bytes(optimizer) / elements
+    return found
+
+
+def state_bytes(optimizer: Any) -> int:
+    """What the state weighs."""
+    return sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+
+
+def peaks() -> dict[str, float]:
+    """The most bytes that parameters, gradients and state have together in a training step, for each parameter."""
+    usual: dict[str, Any] = {}
+    small: dict[str, Any] = {"state_dtype": "int8"}
+    ways = {
+        "float32": (torch.float32, usual, False),
+        "float32, in backward": (torch.float32, usual, True),
+        "bfloat16 + Kahan, int8": (torch.bfloat16, small, False),
+        "bfloat16 + Kahan, int8, in backward": (torch.bfloat16, small, True),
+        "bfloat16 + split, int8, in backward": (torch.bfloat16, {**small, "master": "split"}, True),
+    }
+    return {title: _peak(*way) for title, way in ways.items()}
+
+
+def _peak(dtype: torch.dtype, options: dict[str, Any], early: bool) -> float:
+    torch.manual_seed(0)
+    model = GPT(dim=256, depth=6, heads=4).to(dtype)
+    elements = sum(p.numel() for p in model.parameters())
+    most = 0
+    optimizer: Any = None
+
+    def look(_: Tensor) -> None:
+        nonlocal most
+        held = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
+        most = max(most, sum(t.nbytes for t in held) + (state_bytes(optimizer) if optimizer else 0))
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(look)  # type: ignore[no-untyped-call]  # before the optimizer's own
+    if early:
+        optimizer = descend.step_in_backward(model, lambda params: descend.AdamW(params, **options))
+    else:
+        optimizer = descend.AdamW(model.parameters(), **options)
+    text = torch.randint(0, 256, (4, 65))
+    for _ in range(2):
+        torch.autograd.backward(loss(model, text[:, :-1], text[:, 1:]))
+        optimizer.step()
+        optimizer.zero_grad()
+    return most / elements
+
+
+def times() -> dict[str, float]:
+    """Median milliseconds of a fused AdamW step on a ViT-S/16, the storages in turn."""
+    device = torch.device("cpu")
+    contenders = {}
+    for storage, options in STORAGES.items():
+        params, grads = parameters(shapes_of("vit_s"), torch.float32, device)
+        contenders[storage] = stepping(descend.AdamW(params, lr=1e-4, fused=True, **options), params, grads, False)
+    for contender in contenders.values():
+        warm(contender, 30, device)
+    interleave(list(contenders.values()), 30, device)
+    return {storage: contender.ms or math.nan for storage, contender in contenders.items()}
+
+
+def planned() -> list[Losses]:
+    """The trainings: state in blocks beside float32, then bfloat16 weights in every way."""
+    blocks = [Losses(name, "float32", state) for name in IN_BLOCKS for state in ("float32", "int8")]
+    return blocks + [Losses("adamw", f"bfloat16, {master}", "float32") for master in MASTERS]
+
+
+def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
+    """Add a loss for every seed, and what share of the elements that could be 8 bits is."""
+    dtype, _, master = one.weights.partition(", ")
+    options = dict(STORAGES[one.state])
+    if master:
+        options["master"] = None if master == "none" else master
+    for seed in range(1, seeds + 1):
+        torch.manual_seed(seed)
+        model = task.model().to(getattr(torch, dtype))
+        optimizer = make(one.optimizer, model, **options)
+        bases = [group["lr"] for group in optimizer.param_groups]
+        for step, batch in enumerate(data.order(seed, steps, task.batch)):
+            for group, base in zip(optimizer.param_groups, bases, strict=True):
+                group["lr"] = base * warmup_cosine(step, steps, 0.1)
+            torch.autograd.backward(loss(model, data.inputs[batch], data.targets[batch]))
+            optimizer.step()
+            optimizer.zero_grad()
+        one.losses.append(judge(model, data))
+        one.blocked = blocked(optimizer)
+
+
+def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats, taken in float32 whatever the model's dtype."""
+    return F.cross_entropy(model(inputs).float().flatten(0, -2), targets.flatten().long())
+
+
+@torch.no_grad()
+def judge(model: nn.Module, data: Data) -> float:
+    """The validation loss."""
+    parts = zip(torch.split(data.val_inputs, 256), torch.split(data.val_targets, 256), strict=True)
+    return statistics.fmean(loss(model, inputs, targets).item() for inputs, targets in parts)
+
+
+def blocked(optimizer: Any) -> float:
+    """The share of 8-bit elements among those of averages of the parameter's shape."""
+    eight, every = 0, 0
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for name, slot in optimizer.slots(SimpleNamespace(**group), p).items():
+                if slot.like_parameter and slot.kind in ("signed", "positive"):
+                    every += p.numel()
+                    eight += p.numel() * (optimizer.state[p][name].element_size() == 1)
+    return eight / max(1, every)
+
+
+def save(found: Findings, path: Path) -> None:
+    """As JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Findings:
+    """What was saved.
+
+    Raises:
+        ValueError: if the file is no such recording.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain["weights"] = [Weights(**one) for one in plain["weights"]]
+        plain["losses"] = [Losses(**one) for one in plain["losses"]]
+        return Findings(**plain)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no recording of descend memory: {error}") from error
