@@ -22,7 +22,7 @@ class Counters:
 
     def read(self, jobs: Sequence[Job]) -> list[float]:
         """The steps that these parameters have taken."""
-        states = [job.state for job in jobs]
+        states = [job.home for job in jobs]
         same = len(states) == len(self._states) and all(map(operator.is_, states, self._states))
         if not same or _pointers(states) != self._pointers:
             self._take(states)
@@ -43,9 +43,9 @@ class Counters:
             if len(on_host) == len(self._states):
                 self._values.add_(1)
             else:
-                torch._foreach_add_([job.state["step"] for job in on_host], 1)
+                torch._foreach_add_([job.home["step"] for job in on_host], 1)
             for name in on_host[0].carried:
-                held = [job.state[name] for job in on_host]
+                held = [job.home[name] for job in on_host]
                 torch._foreach_zero_(held)
                 torch._foreach_add_(held, [job.carried[name] for job in on_host])
         if on_device:
@@ -59,12 +59,12 @@ def _pointers(states: list[dict[str, Any]]) -> list[int]:
 def _count_on_device(jobs: list[Job]) -> None:
     """The same without a look at any number; steps that a GradScaler skips don't count."""
     skipped = jobs[0].known.get("found_inf")
-    steps = [job.state["step"] for job in jobs]
+    steps = [job.home["step"] for job in jobs]
     torch._foreach_add_(steps, 1)
     if skipped is not None:
         torch._foreach_sub_(steps, [skipped.float()] * len(steps))
     for name in jobs[0].carried:
-        held, values = [job.state[name] for job in jobs], [job.carried[name] for job in jobs]
+        held, values = [job.home[name] for job in jobs], [job.carried[name] for job in jobs]
         if skipped is not None:
             values = [torch.where(skipped > 0, before, value) for before, value in zip(held, values, strict=True)]
         torch._foreach_copy_(held, values)

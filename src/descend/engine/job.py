@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from descend.engine.sharding.layout import Dims, Layout
 from descend.engine.slots import Slot
 from descend.engine.storage import Dice, Rests
 
@@ -17,9 +19,13 @@ class Job:
     """A parameter with its gradient and state, and what its rule knows at this step.
 
     Attributes:
-        param: the parameter; complex ones appear as pairs of reals in `value`.
+        leaf: the optimizer's own parameter, which may be spread over processes.
+        home: the optimizer's own state dict of it.
+        param: the parameter, or the piece of this process; complex ones appear as pairs of reals in `value`.
         grad: its gradient, which is read only.
-        state: the optimizer's own state dict of this parameter.
+        state: the tensors of the state that belong to `param`; the optimizer's own dict unless it is a piece.
+        layout: where the piece lies; None: the parameter is whole.
+        present: whether there is a gradient here; where it is spread, another process may have one.
         traits: its flags that depend on its shape.
         units: whether all dimensions but the first count as one for the rule, which saves a compiler many loops.
         slots: what the rule declared for it.
@@ -31,6 +37,8 @@ class Job:
         carried: the carried scalars after this step, written back once it is done.
     """
 
+    leaf: Tensor
+    home: dict[str, Any]
     param: Tensor
     state: dict[str, Any]
     slots: dict[str, Slot]
@@ -44,6 +52,8 @@ class Job:
     carried: dict[str, Any] = field(init=False)
     done: bool = False
     version: int | None = None
+    layout: Layout | None = None
+    present: bool = True
 
     @property
     def maths(self) -> torch.dtype:
@@ -55,18 +65,43 @@ class Job:
         """The parameter as its rule sees it: real, and of two dimensions at most where only units count."""
         return self.seen(self.param.detach())
 
+    @property
+    def crosses(self) -> bool:
+        """Whether sums over the parameter go over other processes."""
+        return self.layout is not None and bool(self.layout.sharded)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of the whole parameter as its rule sees it."""
+        if self.layout is None:
+            return tuple(self.value.shape)
+        shape = (*self.layout.shape, 2) if self.param.is_complex() else self.layout.shape
+        return shape if self.value.dim() == len(shape) else (shape[0], math.prod(shape[1:]))
+
+    def crossed(self, dims: Dims) -> tuple[int, ...]:
+        """The dimensions of the mesh over which sums go along dimensions that the rule sees."""
+        if self.layout is None:
+            return ()
+        flat = dims is not None and self.value.dim() < len(self.layout.shape) and 1 in dims
+        return self.layout.crossed((*(dims or ()), *range(2, len(self.layout.shape))) if flat else dims)
+
     def dice(self, first: int = 0) -> Dice | None:
         """Random bits for the elements from `first` on, where the parameter is rounded at random."""
         if "place" not in self.known:
             return None
-        return Dice(int(self.group.get("seed", 0)), self.known["t"], self.known["place"], first)
+        seed, slices = int(self.group.get("seed", 0)), None
+        if self.layout is not None:
+            lengths = self.layout.slice_lengths()
+            slices = lengths if lengths[0] != lengths[1] else None
+            first += self.layout.first()
+        return Dice(seed, self.known["t"], self.known["place"], first, slices)
 
     def seen(self, x: Tensor) -> Tensor:
         """The parameter, or a tensor that rests in memory as it does, in the shape that the rule sees."""
         x = real(x)
         if not self.units or x.dim() < 3 or not is_dense(x):
             return x
-        length = x.numel() // x.size(0)
+        length = math.prod(x.shape[1:])
         return x.as_strided((x.size(0), length), (length, 1)) if x.stride(0) == length or x.size(0) == 1 else x
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,17 @@ Dims = tuple[int, ...] | None
 
 
 class Pause(Exception):
-    """Raised inside a rule's text where it needs a sum that the engine must first collect from elsewhere."""
+    """Raised inside a rule's text where it needs a sum that the engine must first collect from elsewhere.
 
-    def __init__(self, partials: Sequence[Any]) -> None:
+    Attributes:
+        partials: what there is of the sums.
+        dims: the dimensions that they go along, where they are over one tensor; None: over all tensors.
+    """
+
+    def __init__(self, partials: Sequence[Any], dims: tuple[Dims, ...] | None = None) -> None:
         super().__init__("waiting for sums")
         self.partials = partials
+        self.dims = dims
 
 
 class State:
@@ -80,9 +87,10 @@ class Known:
         """The same with some values exchanged; what a rule knows is shared by all parameters and never changed."""
         return Known({**self.__dict__, **values}, self.across)
 
-    def measure(self, value: Tensor) -> None:
+    def measure(self, shape: tuple[int, ...]) -> None:
         """Take the size and shape of the whole parameter, which means divide by."""
-        self.numel, self.ndim, self.shape = float(value.numel()), value.dim(), value.shape
+        self.numel, self.ndim = float(math.prod(shape)), len(shape)
+        self.shape: Any = torch.Size(shape)
 
     def sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over all elements of each."""

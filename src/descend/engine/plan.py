@@ -12,6 +12,7 @@ from torch import Tensor
 from descend.engine.counters import Counters
 from descend.engine.job import Job
 from descend.engine.resolved import Resolved
+from descend.engine.sharding.layout import layout_of, local
 from descend.engine.storage import rest
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ class Plan:
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
         self._places = places
+        self._homeless: list[tuple[Any, Job]] = []
 
     def jobs(self, optimizer: Optimizer) -> list[Job]:
         """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
-        found = [(i, j, p, p.grad) for i, j, p in self._params(optimizer) if p.grad is not None]
+        found = [(i, j, p, p.grad) for i, j, p in self._params(optimizer) if p.grad is not None or awaited(p)]
         for index, position, _, g in found:
-            if g.layout is not torch.strided:
+            if g is not None and g.layout is not torch.strided:
                 raise RuntimeError(
                     f"{type(optimizer).__name__}: the gradient of parameter {_name(optimizer, index, position)} is "
                     f"sparse ({g.layout}); make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam"
@@ -57,9 +59,13 @@ class Plan:
                 resolved[index] = self._group(optimizer, index)
             r, kept = resolved[index]
             job = kept.get(position)
-            if job is None or job.param is not p or "step" not in job.state:
-                job = kept[position] = new_job(p, r, optimizer.state[p], (index << 32) + position)
-            job.grad, job.group, job.done = g, r.group, False
+            if job is None or not is_current(job, p):
+                home = optimizer.state[p] if g is not None or p in optimizer.state else {}
+                job = kept[position] = new_job(p, r, home, (index << 32) + position)
+            if job.layout is not None and p not in optimizer.state:
+                self._homeless.append((optimizer.state, job))
+            job.grad, job.group, job.done = gradient(job, g), r.group, False
+            job.present = g is not None
             if job.rests.master is not None:
                 forget_compensation(job)
             jobs.append(job)
@@ -86,12 +92,20 @@ class Plan:
             return list(optimizer.state.values())
         return [optimizer.state.get(p) for _, _, p in self._params(optimizer)]
 
+    def settle(self) -> None:
+        """Give the optimizer the state of parameters that had a gradient elsewhere only, and moved."""
+        for states, job in self._homeless:
+            if job.done:
+                states[job.leaf] = job.home
+                self._states.append(job.home)
+        self._homeless.clear()
+
     def restored(self, versions: Mapping[Tensor, int]) -> None:
         """Parameters that others moved since our last step are again what they were at these versions."""
         for _, kept in self._groups.values():
             for job in kept.values():
-                if job.param in versions and job.version == versions[job.param]:
-                    job.version = job.param._version
+                if job.leaf in versions and job.version == versions[job.leaf]:
+                    job.version = job.leaf._version
 
     def _group(self, optimizer: Optimizer, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = optimizer.param_groups[index]
@@ -111,8 +125,8 @@ def trial_jobs(optimizer: Optimizer) -> list[Job]:
         r = Resolved(optimizer, group)
         for p in group["params"]:
             if p.requires_grad:
-                job = new_job(p, r, {}, like=torch.empty_like(p, device="meta"))
-                job.grad = torch.empty_like(p)
+                job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
+                job.grad = torch.empty_like(local(p))
                 if r.group["capturable"]:
                     tell_on_device(job, r)
                 else:
@@ -136,31 +150,56 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     for name in ("step", *r.rule.carried):
         if state[name].device != device:
             state[name] = state[name].to(device)
+    layout = layout_of(p)
     for name, slot in resting.items():
         if name not in state:
-            state[name] = slot.new(p if like is None else like)
+            state[name] = slot.new(p if like is None else like) if layout is None else layout.new(slot, p, like)
     units = r.rule.reach in ("elementwise", "tensor") or r.rule.by_units
     units = units and all(slot.like_parameter for slot in slots.values())
-    return Job(p, state, slots, resting, rests, r.group, tuple(traits.items()), units)
+    here = state if layout is None else {name: local(state[name]) for name in resting}
+    given = tuple(traits.items())
+    return Job(p, state, local(p), here, slots, resting, rests, r.group, given, units, layout=layout)
+
+
+def awaited(p: Tensor) -> bool:
+    """Whether a parameter without a gradient takes part in a step: another process may have a gradient for its piece."""
+    layout = layout_of(p) if p.requires_grad else None
+    return layout is not None and bool(layout.sharded)
+
+
+def is_current(job: Job, p: Tensor) -> bool:
+    """Whether a job is still about the tensors that the optimizer has."""
+    if job.leaf is not p or "step" not in job.home:
+        return False
+    if job.layout is None:
+        return True
+    return job.param is local(p) and all(t is local(job.home[name]) for name, t in job.state.items())
+
+
+def gradient(job: Job, g: Tensor | None) -> Tensor:
+    """The gradient of what the job has in hand; zeros where there is none."""
+    if g is None:
+        return torch.zeros_like(job.param)
+    return g if job.layout is None else job.layout.aligned(g)
 
 
 def forget_compensation(job: Job) -> None:
     """What a parameter lacked before somebody else changed it is no part of what it is now."""
-    if job.version is not None and job.param._version != job.version:
+    if job.version is not None and job.leaf._version != job.version:
         for name in job.rests.master.beside if job.rests.master else ():
             job.state[name].zero_()
 
 
 def tell(job: Job, r: Resolved, t: float) -> None:
     """Give a job what its rule knows at step t."""
-    before = tuple(job.state[name].item() for name in r.rule.carried) if r.rule.carried else ()
+    before = tuple(job.home[name].item() for name in r.rule.carried) if r.rule.carried else ()
     job.known, job.carried = r.at(t, before, job.traits)
 
 
 def tell_on_device(job: Job, r: Resolved) -> None:
     """The same where step and carried scalars are tensors, and no number is read back."""
-    carried = {name: job.state[name] for name in r.rule.carried}
-    job.known, job.carried = r.known(job.state["step"].double() + 1, carried, dict(job.traits))
+    carried = {name: job.home[name] for name in r.rule.carried}
+    job.known, job.carried = r.known(job.home["step"].double() + 1, carried, dict(job.traits))
 
 
 def _name(optimizer: Optimizer, index: int, position: int) -> str:

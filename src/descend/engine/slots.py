@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,7 +50,7 @@ class Slot:
         if self.shape is not None:
             return self.shape
         if self.per_block is not None:
-            return p.size(0), p.numel() // p.size(0) // self.per_block
+            return p.size(0), math.prod(p.shape[1:]) // self.per_block
         if self.reduce == "all":
             return ()
         gone = {d % p.dim() for d in self.reduce}

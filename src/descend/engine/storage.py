@@ -7,7 +7,7 @@ in every executor, and inside a compiled text without memory of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -28,16 +28,27 @@ _FINENESS = 16.0
 
 @dataclass(frozen=True)
 class Dice:
-    """Where random bits come from: a hash of seed, step, parameter and the elements' places in the whole parameter."""
+    """Where random bits come from: a hash of seed, step, parameter and the elements' places in the whole parameter.
+
+    Attributes:
+        first: the place of the first element in hand.
+        slices: elements of a slice of dimension 0 in hand and on the whole, where other processes have the rest of it.
+    """
 
     seed: int
     step: Tensor | int
     place: Tensor | int
-    first: int = 0
+    first: Tensor | int = 0
+    slices: Sequence[Tensor | int] | None = None
 
     def bits(self, like: Tensor) -> Tensor:
         """32 random bits for each element, as int64."""
-        index = torch.arange(self.first, self.first + like.numel(), device=like.device).reshape(like.shape)
+        index = torch.arange(like.numel(), device=like.device)
+        if self.slices is not None:
+            here, whole = (_whole(length) for length in self.slices)
+            here = torch.clamp(here, min=1) if isinstance(here, Tensor) else max(here, 1)
+            index = index // here * whole + index % here
+        index = (index + _whole(self.first)).reshape(like.shape)
         return hashed(index, self.seed, _whole(self.step), _whole(self.place))
 
 

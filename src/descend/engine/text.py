@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -47,15 +47,30 @@ def advance_stored(
     dice: Dice | None = None,
 ) -> None:
     """Run the text on values in the dtype of the maths, and store what does not rest as such."""
-    p_value, state = rests.load(p, s, maths)
-    if k.skips:
-        p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
-    advance(rule, p_value, g.to(maths), State(state), k)
-    for resting, value in rests.store(p, s, p_value, state, dice):
+    for resting, value in advanced(rule, rests, maths, p, g, s, k, dice, apart=k.skips):
         if k.skips:
             resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
         elif value is not resting:
             resting.copy_(value)
+
+
+def advanced(
+    rule: type[Rule],
+    rests: Rests,
+    maths: torch.dtype,
+    p: Tensor,
+    g: Tensor,
+    s: Mapping[str, Tensor],
+    k: Known,
+    dice: Dice | None,
+    apart: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the text; every resting tensor with what it becomes. `apart`: on copies, so that nothing changes by itself."""
+    p_value, state = rests.load(p, s, maths)
+    if apart:
+        p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
+    advance(rule, p_value, g.to(maths), State(state), k)
+    return rests.store(p, s, p_value, state, dice)
 
 
 def cast_scalars(k: Known, maths: torch.dtype) -> Known:

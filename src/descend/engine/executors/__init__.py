@@ -10,13 +10,15 @@ from torch import Tensor
 
 from descend.engine.executors import foreach, fused, loop
 from descend.engine.executors.profile import profile
+from descend.engine.executors.rounds import Absent, Rounds
 from descend.engine.job import Job
+from descend.engine.sharding import owners
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
     from descend.engine.plan import Plan
 
-Way = Literal["loop", "foreach", "fused", "empty"]
+Way = Literal["loop", "foreach", "fused", "empty", "loop in pieces", "fused in pieces"]
 Totals = list[tuple[Tensor, ...]]
 
 
@@ -31,39 +33,75 @@ def run(rule: type[Optimizer], jobs: list[Job], plan: Plan) -> Totals:
     Returns:
         The sums over all tensors that the text asked for, a tuple a round.
     """
-    ways = _ways(rule, jobs, plan.memory)
     totals: Totals = []
     try:
+        owners.run([job for job in jobs if is_gathered(rule, job)], lambda whole: _move_whole(rule, whole))
+        absent: list[Job] = []
         while True:
-            partials = [
-                *loop.run(rule, _waiting(ways["loop"]), totals),
-                *foreach.run(rule, _waiting(ways["foreach"]), totals),
-                *fused.run(rule, _waiting(ways["fused"]), totals, plan.memory),
-            ]
-            if not partials:
+            ways = _ways(rule, [job for job in jobs if job not in absent] if absent else jobs, plan.memory)
+            try:
+                totals = _advance(rule, ways, plan)
                 break
-            totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
+            except Absent as found:
+                absent += found.jobs
         for job in ways["empty"]:
             job.done = True
     finally:
         for job in jobs:
             del job.grad  # it is the user's to free
             if job.done and job.rests.master is not None:
-                job.version = job.param._version
+                job.version = job.leaf._version
+        plan.settle()
         plan.counters.count(jobs if all(job.done for job in jobs) else [job for job in jobs if job.done])
     return totals
+
+
+def _advance(rule: type[Optimizer], ways: dict[Way, list[Job]], plan: Plan) -> Totals:
+    """Pass by pass, with the sums over all tensors in between."""
+    totals: Totals = []
+    pieces = ways["loop in pieces"], ways["fused in pieces"]
+    carriers = [*(loop.carry(rule, job) for job in pieces[0]), *fused.carriers(rule, pieces[1], plan.memory)]
+    rounds = Rounds(carriers, [*pieces[0], *pieces[1]])
+    while True:
+        partials = [
+            *loop.run(rule, _waiting(ways["loop"]), totals),
+            *foreach.run(rule, _waiting(ways["foreach"]), totals),
+            *fused.run(rule, _waiting(ways["fused"]), totals, plan.memory),
+            *rounds.advance(totals[-1] if totals else None),
+        ]
+        if not partials:
+            return totals
+        totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
+
+
+def is_gathered(rule: type[Optimizer], job: Job) -> bool:
+    """Whether a parameter in pieces is put together for its step: rules of matrices, and state of another shape."""
+    if not job.crosses:
+        return False
+    of_matrices = rule.reach == "matrix" and not job.known.get("fallback")
+    return of_matrices or any(slot.shape is not None for slot in job.slots.values())
+
+
+def _move_whole(rule: type[Optimizer], job: Job) -> None:
+    loop.run(rule, [job], [])
 
 
 def _ways(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> dict[Way, list[Job]]:
     """The jobs by how they are carried, as before where they are the same."""
     before = memory.get("ways")
-    if before is not None and before[0] == jobs:
+    if before is not None and before[0] == jobs and all(job.present for job in jobs):
         ways: dict[Way, list[Job]] = before[1]
         return ways
-    ways = {"loop": [], "foreach": [], "fused": [], "empty": []}
+    ways = {"loop": [], "foreach": [], "fused": [], "empty": [], "loop in pieces": [], "fused in pieces": []}
     for job in jobs:
-        ways["empty" if job.param.numel() == 0 else chosen(rule, job)].append(job)
-    memory["ways"] = jobs, ways
+        if is_gathered(rule, job):
+            continue
+        if job.crosses and profile(rule, job).rounds:
+            ways["fused in pieces" if job.group["fused"] else "loop in pieces"].append(job)
+        elif job.present:
+            ways["empty" if job.param.numel() == 0 else chosen(rule, job)].append(job)
+    if all(job.present for job in jobs):
+        memory["ways"] = jobs, ways
     return ways
 
 
@@ -77,9 +115,9 @@ def chosen(rule: type[Optimizer], job: Job) -> Way:
         return "fused"
     wanted = job.group["foreach"]
     if wanted is None:
-        native = type(job.param) in (Tensor, torch.nn.Parameter)
+        native = type(job.leaf) in (Tensor, torch.nn.Parameter)
         wanted = native and job.param.device.type in ("cuda", "xpu")
-    return "foreach" if wanted and not profile(rule, job).shaped else "loop"
+    return "foreach" if wanted and job.layout is None and not profile(rule, job).shaped else "loop"
 
 
 def _add_up(parts: Sequence[Tensor]) -> Tensor:

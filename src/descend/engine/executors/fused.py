@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import shutil
@@ -17,6 +18,7 @@ from torch.autograd.graph import increment_version
 from descend.engine.executors import loop
 from descend.engine.executors.kernels import Signature, blank, kernel, signature_of
 from descend.engine.executors.profile import flags, profile
+from descend.engine.executors.rounds import Ask, Carrier
 from descend.engine.job import Job, flatten, is_dense, real
 
 if TYPE_CHECKING:
@@ -31,10 +33,7 @@ def run(
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
     if not jobs:
         return []
-    tiny, bundles = _planned(rule, jobs, memory)
-    if any(bundle.is_stale() for bundle in bundles):
-        memory.pop("fused")
-        tiny, bundles = _planned(rule, jobs, memory)
+    tiny, bundles = _fresh(rule, jobs, memory, "fused")
     partials = loop.run(rule, tiny, totals)
     tables = _Tables()
     for bundle in bundles:
@@ -44,7 +43,27 @@ def run(
     return partials
 
 
-def _planned(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> tuple[list[Job], list[Bundle]]:
+def carriers(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> list[Carrier]:
+    """Carriers for jobs in pieces."""
+    if not jobs:
+        return []
+    tiny, bundles = _fresh(rule, jobs, memory, "fused in pieces")
+    tables = _Tables()
+    return [*(bundle.carry_on(tables) for bundle in bundles), *(loop.carry(rule, job) for job in tiny)]
+
+
+def _fresh(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any], key: str) -> tuple[list[Job], list[Bundle]]:
+    """The jobs that no kernel serves and bundles of the others, whose views are of the memory that is there now."""
+    tiny, bundles = _planned(rule, jobs, memory, key)
+    if any(bundle.is_stale() for bundle in bundles):
+        memory.pop(key)
+        tiny, bundles = _planned(rule, jobs, memory, key)
+    return tiny, bundles
+
+
+def _planned(
+    rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any], name: str
+) -> tuple[list[Job], list[Bundle]]:
     """The jobs in bundles, as before where they are the same, with all their kernels made."""
     seen = (
         [job.grad.dtype for job in jobs],
@@ -52,23 +71,24 @@ def _planned(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> 
         # With `capturable` no flag can depend on the step, which nobody on the host knows.
         [flags(job) for job in {id(job.known): job for job in jobs if not job.group["capturable"]}.values()],
     )
-    kept = memory.get("fused")
+    kept = memory.get(name)
     if kept is not None and kept[0] == jobs and kept[1] == seen:
         return kept[2], kept[3]
     tiny = [job for job in jobs if not compiles(rule, job)]
-    kinds: dict[Signature, list[Job]] = {}
+    kinds: dict[tuple[Signature, Any], list[Job]] = {}
     for job in jobs:
         if compiles(rule, job):
-            kinds.setdefault(signature_of(rule, job), []).append(job)
-    for signature in kinds:
+            across = job.layout and (job.layout.mesh, job.layout.sharded)
+            kinds.setdefault((signature_of(rule, job), across), []).append(job)
+    for signature, _ in kinds:
         for stage in range(len(signature.rounds) + 1):
             kernel(signature, stage)
     bundles = [
         Bundle(signature, members[start : start + signature.bundle])
-        for signature, members in kinds.items()
+        for (signature, _), members in kinds.items()
         for start in range(0, len(members), signature.bundle)
     ]
-    memory["fused"] = jobs, seen, tiny, bundles
+    memory[name] = jobs, seen, tiny, bundles
     return tiny, bundles
 
 
@@ -85,7 +105,8 @@ def compiles(rule: type[Optimizer], job: Job) -> bool:
     blocked = shaped and job.rests.length is not None
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked
-    return served and value.numel() > 1 and countable and is_dense(value)
+    # Every process has to come to the same answer, also one whose piece is empty.
+    return served and math.prod(job.whole) > 1 and countable and is_dense(value)
 
 
 def check(kind: str, name: str, p: Tensor) -> None:
@@ -125,6 +146,8 @@ class _Tables:
     def table(self, signature: Signature, jobs: Sequence[Job]) -> Tensor:
         """One row of scalars for each place in a bundle."""
         known = jobs[0].known
+        if signature.in_pieces:
+            return _with_places(_table(signature, jobs), signature, jobs)
         if any(job.known is not known for job in jobs):
             return _table(signature, jobs)
         key = id(signature), id(known)
@@ -146,6 +169,17 @@ def _table(signature: Signature, jobs: Sequence[Job]) -> Tensor:
         return torch.full((), value, dtype=torch.float64, device=signature.device)
 
     return torch.stack([torch.stack([number(job.known[name]) for name in signature.scalars]) for job in filled])
+
+
+def _with_places(table: Tensor, signature: Signature, jobs: Sequence[Job]) -> Tensor:
+    """The table, and for each piece its first element's place, the lengths of a slice here and there, and the whole."""
+    rows = []
+    for job in [*jobs, *[jobs[0]] * (signature.bundle - len(jobs))]:
+        assert job.layout is not None
+        sizes = job.whole if signature.shaped else (math.prod(job.whole),)
+        rows.append([job.layout.first(), *job.layout.slice_lengths(), *sizes])
+    places = torch.tensor(rows, dtype=torch.float64).to(signature.device, non_blocking=True)
+    return torch.cat([table, places], 1)
 
 
 class Bundle:
@@ -233,10 +267,30 @@ class Bundle:
                 return tuple(partial) if self.signature.shaped else partial[0][: len(self.jobs)].sum(0).unbind(0)
             sums.append(tuple(partial))
         self._call(len(self.signature.rounds), grads, table, sums)
+        self._moved()
+        return None
+
+    def carry_on(self, tables: _Tables) -> Carrier:
+        """The passes for pieces: all sums go over the processes in between."""
+        grads, table = self._grads(), tables.table(self.signature, self.jobs)
+        sums: list[tuple[Tensor, ...]] = []
+        for stage, (scope, dims) in enumerate(self.signature.rounds):
+            partial = self._call(stage, grads, table, sums)
+            if scope == "overall":
+                mine = list(partial) if self.signature.shaped else [*partial[0][: len(self.jobs)].sum(0).unbind(0)]
+                (answer,) = yield Ask(scope, self.jobs[:1], [mine], dims)
+                sums.append((torch.stack([x.to(self.signature.maths) for x in answer]),))
+            else:
+                dims = dims if self.signature.shaped else (None,)
+                (answer,) = yield Ask(scope, self.jobs[:1], [list(partial)], dims)
+                sums.append(tuple(answer))
+        self._call(len(self.signature.rounds), grads, table, sums)
+        self._moved()
+
+    def _moved(self) -> None:
         increment_version(self._leaves)
         for job in self.jobs:
             job.done = True
-        return None
 
     def _call(self, stage: int, grads: list[Tensor], table: Tensor, sums: list[tuple[Tensor, ...]]) -> Any:
         """Run a kernel; what stays from step to step is put in its order once."""

@@ -39,6 +39,7 @@ class Signature:
 
     Attributes:
         bundle: parameters a call: one where the text needs their shapes.
+        in_pieces: whether others have the rest of the parameters; the table then tells what the pieces belong to.
     """
 
     rule: type[Optimizer]
@@ -49,11 +50,17 @@ class Signature:
     grad_dtype: torch.dtype
     maths: torch.dtype
     device: torch.device
-    rounds: tuple[tuple[Scope, int], ...]
+    rounds: tuple[tuple[Scope, tuple[Dims, ...]], ...]
     small: tuple[bool, ...]
     order: tuple[int, ...] | None
     bundle: int
     rests: Rests
+    in_pieces: bool = False
+
+    @property
+    def columns(self) -> int:
+        """The length of a row of the table: the scalars, and where a piece belongs."""
+        return len(self.scalars) + (3 + len(self.order or (0,)) if self.in_pieces else 0)
 
     @property
     def shaped(self) -> bool:
@@ -75,7 +82,8 @@ def signature_of(rule: type[Optimizer], job: Job) -> Signature:
     order = _memory_order(value) if needs.shaped else None
     bundle = 1 if needs.shaped else BUNDLE
     text = flags(job), scalars(job), slots
-    return Signature(rule, *text, *dtypes, job.param.device, needs.rounds, needs.small, order, bundle, job.rests)
+    rounds = needs.rounds, needs.small
+    return Signature(rule, *text, *dtypes, job.param.device, *rounds, order, bundle, job.rests, job.crosses)
 
 
 def _memory_order(x: Tensor) -> tuple[int, ...]:
@@ -152,6 +160,7 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
     # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
     single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
     count, rests, seed = signature.bundle, signature.rests, int(fixed.get("seed", 0) or 0)
+    in_pieces = signature.in_pieces
 
     def step(params: Any, grads: Any, state: Any, table: Any, sums: Any) -> Any:
         found = []
@@ -165,11 +174,19 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
             ]
             across = _Replay(answers, signature.small)
             k = Known({**fixed, "numel": p.numel(), "ndim": p.dim(), "shape": p.shape}, across)
-            for name, value in zip(names, row, strict=True):
+            for name, value in zip(names, row, strict=False):
                 setattr(k, name, value)
+            first: Any = 0
+            slices: Any = None
+            if in_pieces:
+                first, here, there, *sizes = row[len(names) :]
+                slices = here, there
+                k.shape = tuple(size.to(maths) for size in sizes)
+                k.numel = k.count(tuple(range(len(sizes))))
             cast_scalars(k, maths)
             if final:
-                dice = Dice(seed, k.t, k.place) if "place" in names else None
+                exact = dict(zip(names, row, strict=False))  # in double precision, which places need
+                dice = Dice(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
                 advance_stored(rule, rests, maths, p, g, s, k, dice)
             else:
                 value, copies = rests.load(p, s, maths)
@@ -252,7 +269,7 @@ def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
     else:
         shapes = [tuple(37 + 2 * d for d in range(len(signature.order)))]
     inputs = blank(signature, shapes)
-    table = torch.full((signature.bundle, len(signature.scalars)), 0.5, dtype=torch.float64, device=signature.device)
+    table = torch.full((signature.bundle, signature.columns), 0.5, dtype=torch.float64, device=signature.device)
     sums: list[tuple[Tensor, ...]] = []
     for earlier, (scope, _) in enumerate(signature.rounds[:stage]):
         partial = _text(signature, earlier)(*inputs, table, sums)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from descend.engine.executors.profile import Profile, profile
+from descend.engine.executors.profile import Profile, Scope, profile
+from descend.engine.executors.rounds import Ask, Carrier
 from descend.engine.job import Job, flatten, is_dense, real, values_of
-from descend.engine.known import Known, OverallKnown, Pause, State
-from descend.engine.text import advance, advance_stored, cast_scalars
+from descend.engine.known import Across, Dims, Known, OverallKnown, Pause, State
+from descend.engine.text import advance, advance_stored, advanced, cast_scalars
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -26,9 +28,9 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
         The partial sums of the jobs that stopped there.
     """
     partials: list[tuple[Any, ...]] = []
-    shared: dict[tuple[int, int, bool], tuple[Profile, Known]] = {}
+    shared: dict[tuple[int, int, bool, bool], tuple[Profile, Known]] = {}
     for job in jobs:
-        key = id(job.known), job.param.dim(), job.units
+        key = id(job.known), job.param.dim(), job.units, job.crosses
         if key not in shared:
             shared[key] = profile(rule, job), _known(job)
         needs, k = shared[key]
@@ -59,10 +61,10 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
     if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
         if alike:
             p, g, s = job.seen(p), job.seen(g), {name: _seen(job, name, t) for name, t in s.items()}
-        k.measure(p)
+        k.measure(job.whole if job.layout else tuple(p.shape))
         yield 0, p, g, s
         return
-    k.measure(p)
+    k.measure(job.whole if job.layout else tuple(p.shape))
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
     length = job.rests.length or 1
     piece = max(CHUNK // length, 1) * length
@@ -79,6 +81,48 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
 
 def _seen(job: Job, name: str, t: Tensor) -> Tensor:
     return job.seen(t) if job.resting[name].like_parameter else t
+
+
+class _Apart(Across):
+    """Answers the sums over processes that are known; pauses the text at the first one that is not."""
+
+    def __init__(self, job: Job, known: Sequence[tuple[Tensor, ...]]) -> None:
+        self.job = job
+        self.known = known
+        self.asked = 0
+
+    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        if not any(self.job.crossed(d) for d in dims):
+            return partials
+        return self._next(lambda: partials, dims)
+
+    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        return self._next(begin, None)
+
+    def _next(self, begin: Callable[[], tuple[Any, ...]], dims: tuple[Dims, ...] | None) -> tuple[Any, ...]:
+        if self.asked == len(self.known):
+            raise Pause(begin(), dims)
+        self.asked += 1
+        return self.known[self.asked - 1]
+
+
+def carry(rule: type[Optimizer], job: Job) -> Carrier:
+    """Carry a job in pieces over one step; the text runs anew, on copies, each time that sums have come."""
+    k, known = _known(job), list[tuple[Tensor, ...]]()
+    (_, p, g, s), *_ = _pieces(job, True, k)
+    while True:
+        k.across = _Apart(job, known)
+        try:
+            stored = advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(), apart=True)
+            break
+        except Pause as pause:
+            scope: Scope = "own" if pause.dims else "overall"
+            dims = pause.dims or (None,) * len(pause.partials)
+            (answer,) = yield Ask(scope, [job], [list(pause.partials)], dims)
+            known.append(tuple(answer))
+    for resting, value in stored:
+        resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)) if k.skips else value)
+    job.done = True
 
 
 class Scratch(State):
@@ -104,7 +148,7 @@ class Scratch(State):
 def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
     p, g = values_of(job)
-    k.measure(p)
+    k.measure(tuple(p.shape))
     resting = {name: real(job.state[name]) for name in job.resting}
     value = job.rests.parameter(p, resting, job.maths)
     s = Scratch(job.slots, lambda name: job.rests.slot(name, p, resting, job.maths))

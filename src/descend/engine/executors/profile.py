@@ -26,12 +26,13 @@ class Profile:
     """What a text asks for.
 
     Attributes:
-        rounds: the rounds of sums over a parameter's elements, in order, each with its number of sums.
-        small: for every round over one tensor, whether it only adds up what earlier rounds gave, and so is not listed.
+        rounds: the rounds of sums over a parameter's elements, in order, each with the dimensions that its sums go along.
+        small: for every round over one tensor, whether it only adds up what earlier rounds gave, and so is not listed;
+            of a parameter in pieces every round is.
         shaped: whether the text needs the parameter's shape.
     """
 
-    rounds: tuple[tuple[Scope, int], ...] = ()
+    rounds: tuple[tuple[Scope, tuple[Dims, ...]], ...] = ()
     small: tuple[bool, ...] = ()
     shaped: bool = False
 
@@ -48,12 +49,12 @@ class Profile:
 
 def profile(rule: type[Optimizer], job: Job) -> Profile:
     """The profile of the rule's text under this job's flags."""
-    if rule.reach == "matrix":
+    if rule.reach == "matrix" and not (job.crosses and job.known.get("fallback")):
         return Profile(shaped=True)
     stages = job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
     ndim = job.value.dim()
     shaped = ndim > 1 and (stages or rule.reach == "rows")
-    return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1)  # type: ignore[arg-type]
+    return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1, job.crosses)  # type: ignore[arg-type]
 
 
 def flags(job: Job) -> tuple[tuple[str, Any], ...]:
@@ -73,8 +74,9 @@ def _profile(
     scalars: tuple[str, ...],
     slots: tuple[tuple[str, Slot], ...],
     ndim: int,
+    in_pieces: bool,
 ) -> Profile:
-    across = _Counting(ndim)
+    across = _Counting(ndim, in_pieces)
     shape = (2,) * ndim
     k = Known(
         {**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": float(2**ndim), "ndim": ndim, "shape": shape}, across
@@ -88,19 +90,20 @@ def _profile(
 class _Counting(Across):
     """Notes the rounds of a text that runs on a tensor of two elements along each dimension."""
 
-    def __init__(self, ndim: int) -> None:
+    def __init__(self, ndim: int, in_pieces: bool) -> None:
         self.ndim = ndim
-        self.rounds: list[tuple[Scope, int]] = []
+        self.in_pieces = in_pieces
+        self.rounds: list[tuple[Scope, tuple[Dims, ...]]] = []
         self.small: list[bool] = []
 
     def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         small = all(d is not None and x.numel() << len(d) < 1 << self.ndim for x, d in zip(partials, dims, strict=True))
-        self.small.append(small)
-        if not small:
-            self.rounds.append(("own", len(partials)))
+        self.small.append(small and not self.in_pieces)
+        if not self.small[-1]:
+            self.rounds.append(("own", dims))
         return partials
 
     def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         partials = begin()
-        self.rounds.append(("overall", len(partials)))
+        self.rounds.append(("overall", (None,) * len(partials)))
         return partials

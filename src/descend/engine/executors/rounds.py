@@ -1,0 +1,124 @@
+"""Parameters in pieces: all of them are carried as far as the next sums, which then go over the processes together.
+
+Every executor carries such parameters as generators: they yield what they have to sum and are sent the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.executors.profile import Scope
+from descend.engine.job import Job
+from descend.engine.known import Dims
+from descend.engine.sharding.collectives import Sum, complete
+
+
+@dataclass
+class Ask:
+    """Sums that some jobs wait for.
+
+    Attributes:
+        scope: over their own elements, or over those of all tensors.
+        jobs: whose they are.
+        partials: for each job the sums over its piece.
+        dims: of each sum, the dimensions that it goes along; None: all.
+    """
+
+    scope: Scope
+    jobs: list[Job]
+    partials: list[list[Tensor]]
+    dims: tuple[Dims, ...]
+
+
+Answers = list[list[Tensor]]
+Carrier = Generator[Ask, Answers, None]
+
+
+class Absent(Exception):
+    """Raised where jobs turn out to have a gradient on no process at all."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        super().__init__("no gradient anywhere")
+        self.jobs = jobs
+
+
+class Rounds:
+    """Carriers in lockstep.
+
+    Args:
+        carriers: of the parameters in pieces, the same ones in the same order on every process.
+        jobs: all of these parameters.
+    """
+
+    def __init__(self, carriers: Sequence[Carrier], jobs: Sequence[Job]) -> None:
+        self._jobs = [job for job in jobs if job.crosses]
+        self._known = False
+        self._waiting: list[tuple[Carrier, Ask]] = []
+        for carrier in carriers:
+            self._go_on(carrier, None)
+
+    def advance(self, total: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
+        """Carry on with the latest sums over all tensors, until the end or until the next are needed.
+
+        Returns:
+            For each job that waits for the next its sums, complete over the processes.
+
+        Raises:
+            Absent: before anything has moved.
+        """
+        waiting, self._waiting = self._waiting, []
+        for carrier, ask in waiting:
+            if total is not None and ask.scope == "overall":
+                self._go_on(carrier, [[x.to(p.device) for x, p in zip(total, ask.partials[0], strict=True)]])
+            else:
+                self._waiting.append((carrier, ask))
+        while any(ask.scope == "own" for _, ask in self._waiting):
+            now = [(carrier, ask) for carrier, ask in self._waiting if ask.scope == "own"]
+            self._waiting = [(carrier, ask) for carrier, ask in self._waiting if ask.scope != "own"]
+            for (carrier, _), answer in zip(now, self._sum([ask for _, ask in now]), strict=True):
+                self._go_on(carrier, answer)
+        return [tuple(values) for answer in self._sum([ask for _, ask in self._waiting]) for values in answer]
+
+    def _go_on(self, carrier: Carrier, answer: Answers | None) -> None:
+        try:
+            ask = next(carrier) if answer is None else carrier.send(answer)
+        except StopIteration:
+            return
+        self._waiting.append((carrier, ask))
+
+    def _sum(self, asks: Sequence[Ask]) -> list[Answers]:
+        sums = [
+            [
+                Sum(job, list(values), [job.crossed(dims if ask.scope == "own" else None) for dims in ask.dims])
+                for job, values in zip(ask.jobs, ask.partials, strict=True)
+            ]
+            for ask in asks
+        ]
+        if asks and not self._known:
+            self._known = True
+            self._with_presence([one for each in sums for one in each])
+        else:
+            complete([one for each in sums for one in each])
+        return [[one.values for one in each] for each in sums]
+
+    def _with_presence(self, sums: list[Sum]) -> None:
+        """The first collective also says who has a gradient anywhere."""
+        bits = [
+            Sum(job, [torch.tensor(float(job.present), device=job.param.device)], [job.crossed(None)])
+            for job in self._jobs
+        ]
+        complete([*sums, *bits])
+        absent = [job for job, bit in zip(self._jobs, bits, strict=True) if not bool(bit.values[0] > 0)]
+        if absent:
+            raise Absent(absent)
+
+
+def close(carriers: Sequence[Any]) -> None:
+    """Drop carriers that stopped midway."""
+    for carrier in carriers:
+        carrier.close()

@@ -1,0 +1,171 @@
+"""Where the pieces of a DTensor lie, and where those of its state belong."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.slots import Slot
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Placement
+
+Dims = tuple[int, ...] | None
+
+
+def is_dtensor(x: Any) -> bool:
+    """Whether x is a DTensor; where nobody has imported them, there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local(x: Any) -> Tensor:
+    """The piece of this process; a tensor that is no DTensor is its own."""
+    if not is_dtensor(x):
+        return x
+    piece: Any = x._local_tensor  # to_local() makes another view each time
+    here: Tensor = piece.wait() if hasattr(piece, "wait") else piece
+    return here
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How a parameter lies on a mesh of processes.
+
+    Attributes:
+        mesh: the processes.
+        placements: one for each dimension of the mesh.
+        shape: of the whole parameter.
+        offset: where the piece of this process begins, along each dimension.
+        piece: its shape.
+    """
+
+    mesh: DeviceMesh
+    placements: tuple[Placement, ...]
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    piece: tuple[int, ...]
+
+    @property
+    def sharded(self) -> tuple[tuple[int, int], ...]:
+        """Dimensions of the mesh with more than one process, each with the dimension of the parameter that it cuts."""
+        return tuple(
+            (i, int(placement.dim))
+            for i, placement in enumerate(self.placements)
+            if hasattr(placement, "dim") and self.mesh.size(i) > 1
+        )
+
+    def crossed(self, dims: Dims) -> tuple[int, ...]:
+        """The dimensions of the mesh over which sums along these dimensions of the parameter go; None: along all."""
+        return tuple(i for i, d in self.sharded if dims is None or d in dims)
+
+    def new(self, slot: Slot, p: Tensor, like: Tensor | None = None) -> Tensor:
+        """A fresh tensor of state: a DTensor with this process's piece of it.
+
+        Args:
+            slot: what to make.
+            p: the parameter.
+            like: the parameter's piece, on the device that the state is wanted on; None: on its own.
+        """
+        piece = local(p).detach() if like is None else like
+        if slot.shape is None:
+            return self.wrap(slot.new(piece), self.placed(slot), slot.shape_for(p))
+        whole = slot.new(piece)
+        return self.spread(whole, self.placed(slot))
+
+    def placed(self, slot: Slot) -> tuple[Placement, ...]:
+        """The placements of a slot's tensor."""
+        return tuple(self._placed(slot, i, placement) for i, placement in enumerate(self.placements))
+
+    def _placed(self, slot: Slot, i: int, placement: Placement) -> Placement:
+        from torch.distributed.tensor import Replicate, Shard
+
+        if not hasattr(placement, "dim") or slot.like_parameter:
+            return placement
+        if slot.shape is not None:
+            first = i == next(j for j, each in enumerate(self.placements) if hasattr(each, "dim"))
+            return Shard(0) if first and slot.shape else Replicate()
+        if slot.per_block is not None:
+            return Shard(min(placement.dim, 1))
+        if slot.reduce == "all":
+            return Replicate()
+        gone = {d % len(self.shape) for d in slot.reduce}
+        if placement.dim in gone:
+            return Replicate()
+        return Shard(placement.dim if slot.keepdim else placement.dim - sum(d < placement.dim for d in gone))
+
+    def wrap(self, piece: Tensor, placements: tuple[Placement, ...], shape: tuple[int, ...]) -> Tensor:
+        """A DTensor of this shape whose piece is here."""
+        from torch.distributed.tensor import DTensor
+
+        stride = torch.empty(shape, device="meta").stride()
+        whole = torch.Size(shape)
+        return DTensor.from_local(piece, self.mesh, placements, run_check=False, shape=whole, stride=stride)
+
+    def spread(self, whole: Tensor, placements: tuple[Placement, ...]) -> Tensor:
+        """A DTensor of a tensor that every process has: each keeps its piece."""
+        from torch.distributed.tensor import DTensor, Replicate
+
+        everywhere = [Replicate()] * len(placements)
+        kept = DTensor.from_local(whole, self.mesh, everywhere, run_check=False).redistribute(self.mesh, placements)
+        return self.wrap(local(kept).clone(), placements, tuple(whole.shape))
+
+    def aligned(self, g: Tensor) -> Tensor:
+        """This process's piece of a gradient, in the parameter's placement: where sequences are cut, it may be partial."""
+        if is_dtensor(g) and (g.placements != self.placements or g.device_mesh != self.mesh):  # type: ignore[attr-defined]
+            g = g.redistribute(self.mesh, self.placements)  # type: ignore[attr-defined]
+        return local(g)
+
+    def first(self) -> int:
+        """The place of the piece's first element among all of the parameter's."""
+        strides = torch.empty(self.shape, device="meta").stride()
+        return sum(o * s for o, s in zip(self.offset, strides, strict=True))
+
+    def slice_lengths(self) -> tuple[int, int]:
+        """Elements of a slice of dimension 0, here and on the whole."""
+        return math.prod(self.piece[1:]), math.prod(self.shape[1:])
+
+
+def layout_of(p: Tensor) -> Layout | None:
+    """How a parameter lies; None if it is an ordinary tensor."""
+    if not is_dtensor(p):
+        return None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = p.device_mesh, tuple(p.placements)  # type: ignore[attr-defined]
+    _, offset = compute_local_shape_and_global_offset(p.shape, mesh, placements)
+    return Layout(mesh, placements, tuple(p.shape), tuple(offset), tuple(local(p).shape))
+
+
+def check_layout(name: str, p: Tensor, length: int | None, random: bool, whole: str) -> None:
+    """Raise ValueError where a parameter lies so that no rule, or not this one, can be carried out.
+
+    Args:
+        name: the parameter's name, for the message.
+        p: the parameter.
+        length: of its blocks of 8-bit state, if it has any.
+        random: whether it is rounded at random, element by element.
+        whole: why its pieces cannot be moved apart from one another; empty if they can.
+    """
+    layout = layout_of(p)
+    if layout is None:
+        return
+    cut = dict(layout.sharded)
+    where = f"parameter {name} with placements {layout.placements}"
+    if any(placement.is_partial() for placement in layout.placements):
+        raise ValueError(f"{where}: partial sums are no parameter; redistribute it to Shard or Replicate")
+    deep = [d for d in cut.values() if d > 0]
+    if whole and cut:
+        raise ValueError(f"{where}: {whole}")
+    if length and (any(d > 1 for d in deep) or (deep and layout.slice_lengths()[0] % length)):
+        raise ValueError(
+            f"{where}: its shards cut blocks of {length} 8-bit numbers; use Shard(0), or state_dtype=torch.bfloat16"
+        )
+    if random and any(d > 1 for d in deep):
+        raise ValueError(f"{where}: stochastic rounding needs Shard(0) or Shard(1); or use master='kahan'")
