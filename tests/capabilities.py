@@ -56,7 +56,12 @@ COLUMNS = (
     _ticked("int8", "int8 state", "state in 8-bit blocks"),
     _ticked("kahan", "Kahan", "bfloat16 parameters with compensation keep what rounding would lose"),
     _ticked("in backward", "in backward", "`step_in_backward` ends where ordinary steps end, bit by bit"),
-    _ticked("sharded", "sharded", "the result does not depend on how parameters are spread over processes"),
+    _ticked(
+        "sharded",
+        "sharded",
+        "pieces on 2, 3 and 4 processes, replicas of shards, tensor parallel and both: one process's result, in float64",
+    ),
+    _ticked("reshard", "resharding", "distributed checkpoints load on another number of processes, bit by bit"),
     Column(
         "same as",
         "parameters follow trajectories of timm 1.0.31 or of torch's own optimizer with the same options",

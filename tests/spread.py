@@ -76,6 +76,9 @@ def options_of(name: str, **more: Any) -> dict[str, Any]:
 
 def whole(x: Any) -> Tensor:
     """A copy of all of a tensor, on every process that has a piece."""
+    if isinstance(x, DTensor) and x.dtype == torch.int16:  # which gloo cannot gather
+        wide = DTensor.from_local(x._local_tensor.int(), x.device_mesh, x.placements, shape=x.shape, stride=x.stride())
+        return whole(wide).to(torch.int16)
     return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
 
 
@@ -183,3 +186,260 @@ def trained_by_fsdp(name: str, ranks: int, steps: int = 3, early: bool = False, 
 
 def rank() -> int:
     return dist.get_rank()
+
+
+# ------------------------------------------------------------------------------------------------ what it costs
+
+
+def collectives(name: str, layout: str, count: int, shape: tuple[int, ...] = (20, 18), **options: Any) -> Any:
+    """How many collectives the second step takes with this many parameters of one shape."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    params = parameters(layout, torch.float64, [shape] * count)
+    if params is None:
+        return None
+    optimizer = small.make(row_of(name), params, **options)
+    take_steps(optimizer, 1)
+    set_gradients(params, 1)
+    with CommDebugMode() as counted:
+        optimizer.step()
+    return counted.get_total_counts()
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+def with_gradients_missing(name: str, layout: str, missing: dict[int, Sequence[int]], **options: Any) -> Any:
+    """Where it ends if in the second step some ranks (keys) have no gradient for some parameters (values)."""
+    params = parameters(layout, torch.float64, SHAPES)
+    if params is None:
+        return None
+    optimizer = small.make(row_of(name), params, **options_of(name, **options))
+    for step in range(3):
+        set_gradients(params, step)
+        if step == 1:
+            for i in missing.get(dist.get_rank(), ()):
+                params[i].grad = None
+        optimizer.step()
+    return found(optimizer)
+
+
+def alone_with_zeros(name: str, zeros: dict[int, tuple[int, int]], gone: Sequence[int] = (), **options: Any) -> Any:
+    """The same in one process: rows of some gradients are zero in the second step, others are not there."""
+    optimizer = small.make(row_of(name), small.parameters(torch.float64, SHAPES), **options_of(name, **options))
+    for step in range(3):
+        for i, p in enumerate(small.parameters_of(optimizer)):
+            p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
+            if step == 1 and i in zeros:
+                p.grad[slice(*zeros[i])] = 0
+            if step == 1 and i in gone:
+                p.grad = None
+        optimizer.step()
+    return found(optimizer)
+
+
+def with_a_nan(layout: str, broken: int) -> Any:
+    """Parameters before and after a step in which one rank has a NaN, and after another step."""
+    import descend
+
+    params = parameters(layout, torch.float64, SHAPES)
+    if params is None:
+        return None
+    optimizer = descend.Lamb(params, lr=0.1, skip_nonfinite=True)
+    take_steps(optimizer, 1)
+    before = found(optimizer)
+    set_gradients(params, 1)
+    if dist.get_rank() == broken:
+        params[4].grad._local_tensor[0, 0] = torch.nan
+    optimizer.step()
+    after = found(optimizer)
+    take_steps(optimizer, 1, 2)
+    return before, after, found(optimizer)
+
+
+def disagreeing(what: str) -> str:
+    """The message at the first step where rank 1 has something else."""
+    import descend
+
+    params = parameters("2 ranks", torch.float64, SHAPES)
+    if params is None:
+        return ""
+    odd = dist.get_rank() == 1
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.5 if odd and what == "options" else 0.1}
+    if odd and what == "order":
+        params[2], params[3] = params[3], params[2]
+    optimizer = descend.Lamb(params, **options)
+    set_gradients(params, 0)
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def refused(
+    name: str, placements: str, shape: tuple[int, ...] = (20, 32), dtype: str = "float64", **options: Any
+) -> Any:
+    """The message with which an optimizer refuses a parameter that lies so."""
+    from torch.distributed.tensor import Partial
+
+    on = mesh(2)
+    if on.get_coordinate() is None:
+        return None
+    places = {"rows": Shard(0), "columns": Shard(1), "depth": Shard(2), "partial": Partial()}
+    x = DTensor.from_local(torch.ones(shape, dtype=getattr(torch, dtype)), on, [places[placements]], run_check=False)
+    try:
+        small.make(row_of(name), [("layer.weight", nn.Parameter(x))], **options)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+# ------------------------------------------------------------------------------------------------ others who move weights
+
+
+def wrapped(which: str, layout: str) -> Any:
+    """Where Lookahead, SAM and a schedule-free optimizer with evaluations end."""
+    params = parameters(layout, torch.bfloat16 if which == "lookahead" else torch.float64, SHAPES)
+    return None if params is None else _wrapped(which, params, set_gradients)
+
+
+def wrapped_alone(which: str) -> Any:
+    """The same in one process; for the test itself."""
+
+    def plain(params: Sequence[Tensor], step: int) -> None:
+        for i, p in enumerate(params):
+            p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
+
+    dtype = torch.bfloat16 if which == "lookahead" else torch.float64
+    return _wrapped(which, small.parameters(dtype, SHAPES), plain)
+
+
+def _wrapped(which: str, params: list[nn.Parameter], gradients: Callable[[Sequence[Tensor], int], None]) -> Any:
+    import descend
+
+    optimizer: Any = {
+        "lookahead": lambda: descend.Lookahead(descend.AdamW(params, lr=0.1), k=2),
+        "sam": lambda: descend.SAM(descend.AdamW(params, lr=0.1), rho=0.5, adaptive=True),
+        "schedule-free": lambda: descend.ScheduleFreeAdamW(params, lr=0.1),
+    }[which]()
+    for step in range(5):
+        gradients(params, step)
+        if which == "sam":
+            optimizer.first_step()
+            gradients(params, step + 100)
+        optimizer.step()
+        if which == "schedule-free":
+            optimizer.eval()
+            if step < 4:
+                optimizer.train()
+    return found(optimizer)
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+def model_on(layout: str, dtype: torch.dtype = torch.float32, shapes: Any = SHAPES, seed: int = 0) -> Any:
+    """A model whose parameters lie in a layout, and that layout's processes."""
+    params = parameters(layout, dtype, shapes)
+    if params is None:
+        return None
+    model = nn.Module()
+    model.weights = nn.ParameterList(params)
+    if seed:
+        with torch.no_grad():
+            for p in params:
+                p.mul_(0.5)
+    return model
+
+
+def saved_and_loaded(
+    name: str, layouts: Sequence[str], folder: str, dtype: torch.dtype, shapes: Any, flat: bool, **options: Any
+) -> Any:
+    """A run on one layout, saved after two steps, and its continuation on another, with what both had in between."""
+    import warnings
+
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    form = StateDictOptions(flatten_optimizer_state_dict=flat)
+    given = options_of(name, **options)
+    results: dict[str, Any] = {}
+
+    def both(model: Any, optimizer: Any) -> dict[str, Any]:
+        optimizers = get_optimizer_state_dict(model, optimizer, options=form)
+        return {"model": get_model_state_dict(model), "optimizer": optimizers}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = model_on(layouts[0], dtype, shapes)
+        if first is not None:
+            optimizer = small.make(row_of(name), first.named_parameters(), **given)
+            before = [whole(p) for p in first.parameters()]
+            both(first, optimizer)  # asking before the first step changes nothing
+            results["still"] = small.same(before, [whole(p) for p in first.parameters()])
+            take_steps(optimizer, 2)
+            group = mesh(*LAYOUTS[layouts[0]][0]).get_group()
+            dcp.save(both(first, optimizer), checkpoint_id=folder, process_group=group)
+            results["saved"] = found(optimizer)
+            take_steps(optimizer, 1, 2)
+            results["uninterrupted"] = found(optimizer)
+        dist.barrier()
+        second = model_on(layouts[1], dtype, shapes, seed=1)
+        if second is not None:
+            optimizer = small.make(row_of(name), second.named_parameters(), **given)
+            loaded = both(second, optimizer)
+            group = mesh(*LAYOUTS[layouts[1]][0]).get_group()
+            dcp.load(loaded, checkpoint_id=folder, process_group=group)
+            set_model_state_dict(second, loaded["model"])
+            set_optimizer_state_dict(second, optimizer, loaded["optimizer"], options=form)
+            results["loaded"] = found(optimizer)
+            take_steps(optimizer, 1, 2)
+            results["continued"] = found(optimizer)
+        dist.barrier()
+    return results
+
+
+# ------------------------------------------------------------------------------------------------ whole parameters
+
+
+def trained_by_ddp(name: str, **options: Any) -> Any:
+    """Where an optimizer ends under DistributedDataParallel, each process with gradients of its own."""
+    model = nn.parallel.DistributedDataParallel(Scaled())
+    optimizer = small.make(row_of(name), model.parameters(), **options_of(name, **options))
+    for step in range(3):
+        model(step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return found(optimizer)
+
+
+class Scaled(Model):
+    """Gradients that differ between processes, and whose mean is the given one."""
+
+    def forward(self, step: int) -> Tensor:
+        world = dist.get_world_size()
+        return super().forward(step) * (2 * (dist.get_rank() + 1) / (world + 1))
+
+
+def trained_by_zero(name: str, **options: Any) -> Any:
+    """Where an optimizer ends in torch's ZeroRedundancyOptimizer."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    import descend
+
+    params = small.parameters(torch.float64, SHAPES)
+    kind = descend.partitioned(getattr(descend, name))
+    given = {"lr": row_of(name).lr, **options_of(name, **options)}
+    optimizer = ZeroRedundancyOptimizer(params, optimizer_class=kind, **given)
+    for step in range(3):
+        for i, p in enumerate(params):
+            p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
+        optimizer.step()
+    return [p.detach().clone() for p in params]

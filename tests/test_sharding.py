@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import spread
 import torch
 from cases import ROWS, Row
@@ -49,3 +51,203 @@ def test_every_layout_ends_where_one_process_ends(processes: Processes, row: Row
     possible(row)
     got = processes.run("spread", "trained", name=row.name, layout=layout)
     check(got[0], spread.alone(row.name), tolerance(row))
+
+
+@every_row
+def test_fully_shard_with_empty_pieces(processes: Processes, row: Row) -> None:
+    possible(row)  # the mean of three equal gradients would not be bitwise what they are
+    check(processes.run("spread", "trained_by_fsdp", name=row.name, ranks=4)[0], spread.alone(row.name), tolerance(row))
+
+
+@every_row
+def test_fully_shard_in_backward(processes: Processes, row: Row) -> None:
+    possible(row)
+    if row.name in small.SHARED:
+        pytest.skip(f"{row.name}: {small.SHARED[row.name]}")
+    got = processes.run("spread", "trained_by_fsdp", name=row.name, ranks=2, early=True, **small.alone(row))
+    check(got[0], spread.alone(row.name, **small.alone(row)), tolerance(row))
+
+
+@every_row
+def test_float32(processes: Processes, row: Row) -> None:
+    possible(row)
+    got = processes.run("spread", "trained", name=row.name, layout="4 ranks", dtype=torch.float32)[0]["values"]
+    expected = spread.alone(row.name, dtype=torch.float32)["values"]
+    # Matrix rules multiply in bfloat16 unless told otherwise, where the order of a sum shows.
+    bound = 2e-2 if getattr(descend, row.name).reach == "matrix" else max(1e-5, row.float32)
+    start = small.parameters(torch.float32, spread.SHAPES)
+    assert small.distance(got, expected, start) < bound
+
+
+# ------------------------------------------------------------------------------------------------ what it costs
+
+ELEMENTWISE, TENSOR, CLIPPED = ("AdamW", "Lion", "Adan", "MADGRAD"), ("Lars", "NvNovoGrad"), ("Lamb",)
+
+
+@pytest.mark.parametrize("count", (5, 50))
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [*((n, 0) for n in ELEMENTWISE), *((n, 2) for n in TENSOR), *((n, 3) for n in CLIPPED), ("Adafactor", 2), ("CAME", 3),
+     ("AdamP", 2), ("Prodigy", 1), ("Muon", 2), ("SOAP", 2), ("Shampoo", 2)],
+)  # fmt: skip
+def test_collectives_do_not_grow_with_the_model(processes: Processes, name: str, most: int, count: int) -> None:
+    counts = processes.run("spread", "collectives", name=name, layout="2 ranks", count=count)
+    assert counts[0] == counts[1] <= most
+
+
+# ------------------------------------------------------------------------------------------------ the same bits
+
+WITH_BLOCKS = ((5,), (18, 32), (6, 4, 3, 3), (3, 300))
+SAME = [row for row in ROWS if getattr(descend, row.name).reach == "elementwise" and row.name != "Adahessian"]
+
+
+@pytest.mark.parametrize("layout", ("2 ranks", "4 ranks"))
+@pytest.mark.parametrize("storage", ("int8", "kahan", "stochastic", "split"))
+@pytest.mark.parametrize("row", SAME, ids=[row.name for row in SAME])
+def test_storages_have_the_same_bits(processes: Processes, row: Row, storage: str, layout: str) -> None:
+    options: dict[str, Any] = {"dtype": torch.float32, "state_dtype": "int8"}
+    if storage != "int8":
+        options = {"dtype": torch.bfloat16, "master": storage}
+    options |= {"shapes": WITH_BLOCKS, "caution": False, "update_clip": None}
+    got = processes.run("spread", "trained", name=row.name, layout=layout, **options)[0]
+    expected = spread.alone(row.name, **options)
+    assert small.same(got["values"], expected["values"])
+    assert small.same_states(got["states"], expected["states"])
+
+
+@pytest.mark.parametrize("name", ("Lamb", "Adafactor", "AdamP", "Muon", "SOAP"))
+def test_storages_of_the_others_stay_near(processes: Processes, name: str) -> None:
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "state_dtype": "int8", "shapes": WITH_BLOCKS}
+    got = processes.run("spread", "trained", name=name, layout="2 ranks", **options)[0]["values"]
+    expected = spread.alone(name, **options)["values"]
+    start = small.parameters(torch.bfloat16, WITH_BLOCKS)
+    assert small.distance(got, expected, start) < 0.05
+
+
+def test_random_rounding_knows_its_place_in_columns(processes: Processes) -> None:
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16,
+        "master": "stochastic",
+        "shapes": ((18, 32), (5,)),
+        "caution": False,
+    }
+    got = processes.run("spread", "trained", name="AdamW", layout="columns", **options)[0]
+    assert small.same(got["values"], spread.alone("AdamW", **options)["values"])
+
+
+# ------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.capability("reshard")
+@pytest.mark.parametrize("ways", (("2 ranks", "3 ranks"), ("4 ranks", "1 rank"), ("3 ranks", "3 ranks")), ids="-".join)
+@every_row
+def test_checkpoints_go_from_one_layout_to_another(
+    processes: Processes, row: Row, ways: tuple[str, str], tmp_path: Path
+) -> None:
+    possible(row)
+    options: dict[str, Any] = {"flat": ways[0] != "4 ranks", "dtype": torch.float64, "shapes": spread.SHAPES}
+    got = processes.run("spread", "saved_and_loaded", name=row.name, layouts=ways, folder=str(tmp_path), **options)[0]
+    assert got["still"]
+    assert small.same(got["loaded"]["values"], got["saved"]["values"])
+    assert small.same_states(got["loaded"]["states"], got["saved"]["states"])
+    if ways[0] == ways[1]:
+        assert small.same(got["continued"]["values"], got["uninterrupted"]["values"])
+    check(got["continued"], got["uninterrupted"], tolerance(row))
+
+
+@pytest.mark.parametrize("name", ("AdamW", "Lamb", "MADGRAD", "Adan", "Muon", "Adafactor", "SOAP"))
+@pytest.mark.parametrize("storage", ("int8", "kahan", "split", "stochastic"))
+def test_storages_go_from_one_layout_to_another(processes: Processes, name: str, storage: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "shapes": WITH_BLOCKS, "flat": storage == "int8"}
+    options |= {"state_dtype": "int8"} if storage == "int8" else {"master": storage}
+    ways = ("4 ranks", "3 ranks")
+    got = processes.run("spread", "saved_and_loaded", name=name, layouts=ways, folder=str(tmp_path), **options)[0]
+    assert got["still"]
+    assert small.same(got["loaded"]["values"], got["saved"]["values"])
+    assert small.same_states(got["loaded"]["states"], got["saved"]["states"])
+
+
+# ------------------------------------------------------------------------------------------------ faults
+
+
+@pytest.mark.parametrize("name", ("Lamb", "Adafactor", "AdamP", "Muon", "AdamW", "Prodigy"))
+def test_a_gradient_that_one_rank_lacks_counts_as_zero_there(processes: Processes, name: str) -> None:
+    rule = {"caution": True} if name in ("AdamW", "Lamb") else {}
+    got = processes.run("spread", "with_gradients_missing", name=name, layout="2 ranks", missing={1: [3, 4]}, **rule)
+    expected = spread.alone_with_zeros(name, {3: (3, 6), 4: (9, 18)}, **rule)
+    check(got[0], expected, 1e-7 if name == "Muon" else 1e-10)
+
+
+@pytest.mark.parametrize("name", ("Lamb", "Adafactor", "AdamP", "Muon", "AdamW", "Prodigy"))
+def test_a_gradient_that_all_ranks_lack_leaves_the_parameter_alone(processes: Processes, name: str) -> None:
+    missing = {rank: [2, 3] for rank in range(3)}
+    got = processes.run("spread", "with_gradients_missing", name=name, layout="3 ranks", missing=missing)
+    check(got[0], spread.alone_with_zeros(name, {}, gone=[2, 3]), 1e-7 if name == "Muon" else 1e-10)
+
+
+@pytest.mark.parametrize("broken", (0, 1, 2))
+def test_a_nan_on_one_rank_skips_the_step_on_all(processes: Processes, broken: int) -> None:
+    for before, after, later in processes.run("spread", "with_a_nan", layout="3 ranks", broken=broken)[:3]:
+        assert small.same(before["values"], after["values"])
+        assert small.same_states(before["states"], after["states"])
+        assert not small.same(after["values"], later["values"])
+        assert all(x.isfinite().all() for x in later["values"])
+
+
+def test_ranks_that_differ_are_told_so(processes: Processes) -> None:
+    for rank, message in enumerate(processes.run("spread", "disagreeing", what="options")[:2]):
+        assert "processes differ. On rank 0 of the group weight_decay of group 0 is 0.1" in message, rank
+        assert "on rank 1 weight_decay of group 0 is 0.5" in message
+    for message in processes.run("spread", "disagreeing", what="order")[:2]:
+        assert "parameter 2 of group 0 is (3, 4)" in message
+    assert processes.run("spread", "disagreeing", what="nothing")[:2] == ["no error"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("AdamW", {"placements": "partial"}, "parameter layer.weight: placements .*Partial.* not complete"),
+        ("Adahessian", {"placements": "rows"}, "parameter layer.weight: .* cannot be differentiated again"),
+        ("Prodigy", {"placements": "rows", "slice_p": 2}, "use slice_p=1"),
+        ("AdamW", {"placements": "columns", "shape": (20, 24), "state_dtype": "int8"}, "no error"),
+        ("AdamW", {"placements": "columns", "shape": (20, 514), "state_dtype": "int8"}, "no error"),
+        ("AdamW", {"placements": "columns", "shape": (20, 17), "state_dtype": "int8"}, "cut the blocks of 34"),
+        ("AdamW", {"placements": "depth", "shape": (4, 8, 8), "state_dtype": "int8"}, r"use Shard\(0\)"),
+        ("AdamW", {"placements": "depth", "shape": (4, 8, 8), "dtype": "bfloat16", "master": "stochastic"}, "kahan"),
+    ],
+)
+def test_layouts_that_cannot_be_served_are_refused(processes: Processes, name: str, given: Any, message: str) -> None:
+    import re
+
+    found = processes.run("spread", "refused", name=name, **given)[0]
+    assert re.search(message, found), found
+
+
+# ------------------------------------------------------------------------------------------------ others
+
+
+@pytest.mark.parametrize("which", ("lookahead", "sam", "schedule-free"))
+@pytest.mark.parametrize("layout", ("3 ranks", "tensor parallel"))
+def test_those_who_move_weights(processes: Processes, which: str, layout: str) -> None:
+    got, expected = processes.run("spread", "wrapped", which=which, layout=layout)[0], spread.wrapped_alone(which)
+    if which == "lookahead":
+        assert small.same(got["values"], expected["values"])
+    check(got, expected, 1e-10)
+
+
+@every_row
+def test_distributed_data_parallel(processes: Processes, row: Row) -> None:
+    possible(row)
+    for got in processes.run("spread", "trained_by_ddp", name=row.name):
+        check(got, spread.alone(row.name), 1e-7 if getattr(descend, row.name).reach == "matrix" else 1e-9)
+
+
+@every_row
+def test_zero_redundancy(processes: Processes, row: Row) -> None:
+    possible(row)
+    if getattr(descend, row.name).reach == "matrix":
+        pytest.skip(f"{row.name}: processes with vectors only would refuse them; whole matrices need nothing here")
+    expected = spread.alone(row.name)["values"]
+    for got in processes.run("spread", "trained_by_zero", name=row.name):
+        for x, y in zip(got, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.optimizer import Optimizer
+from descend.engine.sharding.layout import layout_of, local
 from descend.engine.slots import state_dtype
 from descend.engine.storage import Rests, Stochastic, rest
 
@@ -19,7 +20,9 @@ def read(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) 
     kept = _kept(optimizer, group, p)
     if kept is None:
         return p.detach().to(state_dtype(p), copy=True)
-    return kept.parameter(p.detach(), optimizer.state[p], state_dtype(p))
+    value = kept.parameter(local(p).detach(), _pieces(optimizer.state[p]), state_dtype(p))
+    layout = layout_of(p)
+    return value if layout is None else layout.wrap(value, layout.placements, layout.shape)
 
 
 def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor, value: Tensor) -> None:
@@ -29,7 +32,7 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
         p.detach().copy_(value)
         return
     before = p._version
-    for resting, part in kept.store(p.detach(), optimizer.state[p], value, {}, None):
+    for resting, part in kept.store(local(p).detach(), _pieces(optimizer.state[p]), local(value), {}, None):
         resting.copy_(part)
     restored(optimizer, {p: before})
 
@@ -38,6 +41,10 @@ def restored(optimizer: torch.optim.Optimizer, versions: Mapping[Tensor, int]) -
     """Say that parameters are again what they were at these versions, so that their compensation still holds."""
     if isinstance(optimizer, Optimizer):
         optimizer._plan.restored(versions)
+
+
+def _pieces(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: local(value) for name, value in state.items()}
 
 
 def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Rests | None:

@@ -21,8 +21,11 @@ from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan
+from descend.engine.sharding.agreement import agree
+from descend.engine.sharding.collectives import anywhere
+from descend.engine.sharding.layout import check_layout, layout_of, local
 from descend.engine.slots import Slot
-from descend.engine.storage import rest
+from descend.engine.storage import Stochastic, rest
 from descend.engine.text import take
 from descend.terms import Quotient
 
@@ -63,6 +66,9 @@ class Optimizer(torch.optim.Optimizer):
     waits_for_all: ClassVar[str] = ""
     #: Where parameters move as their gradients come, whether one has moved since the last call of step().
     _in_backward: set[Tensor] | None = None
+    #: Over which processes sums over all tensors go besides, and how many groups these are known to agree about.
+    _process_group: Any = None
+    _agreed: int = 0
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Unpack[Common]) -> None:
         kind = type(self).__name__
@@ -113,6 +119,11 @@ class Optimizer(torch.optim.Optimizer):
     def check(h: Any) -> None:
         """Raise ValueError where options contradict each other."""
 
+    @staticmethod
+    def needs_whole(h: Any) -> str:
+        """Why no parameter may be spread over processes, and what to do; empty where they may."""
+        return ""
+
     # ------------------------------------------------------------------ torch's interface
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -140,7 +151,8 @@ class Optimizer(torch.optim.Optimizer):
                 names = group.get("param_names")
                 try:
                     h = SimpleNamespace(**group)
-                    rest(self.slots(h, p), h, p)
+                    _, rests = rest(self.slots(h, p), h, p)
+                    check_layout(p, rests.length, isinstance(rests.master, Stochastic), self.needs_whole(h))
                 except ValueError as error:
                     self.param_groups.pop()
                     raise ValueError(f"{kind}: parameter {names[i] if names else i}: {error}") from None
@@ -190,8 +202,9 @@ class Optimizer(torch.optim.Optimizer):
         if self._in_backward is not None:
             self._in_backward.clear()
         rehearsal = self.rehearses()
+        self._agree()
         jobs = self._plan.jobs(self)
-        if not rehearsal and not self._overflows():
+        if not rehearsal and not self._overflows() and not self._is_to_skip(jobs):
             with self._without_autocast():
                 self._run(jobs)
         return loss
@@ -210,6 +223,35 @@ class Optimizer(torch.optim.Optimizer):
         on_device = all(group["capturable"] for group in self.param_groups)
         return found_inf is not None and not on_device and bool(found_inf.item())
 
+    def _is_to_skip(self, jobs: list[Job]) -> bool:
+        """Whether a gradient of the groups with `skip_nonfinite` is not finite, here or on another process."""
+        if not any(group["skip_nonfinite"] for group in self.param_groups):
+            return False
+        watched = [job.grad for job in jobs if job.group["skip_nonfinite"]]
+        bad = not all(bool(torch.isfinite(g).all()) for g in watched)
+        return anywhere(bad, self._all_params(), self._process_group)
+
+    def _agree(self) -> None:
+        """Before the first step, and after a new group: all processes are about the same parameters and options."""
+        if self._agreed != len(self.param_groups):
+            agree(type(self).__name__, self.param_groups, self._process_group)
+            self._agreed = len(self.param_groups)
+
+    def sum_over(self, process_group: Any) -> None:
+        """Let sums over all tensors go over a group of processes, each of which has other parameters.
+
+        ``torch.distributed.optim.ZeroRedundancyOptimizer`` gives its processes whole parameters, each some of them;
+        :func:`~descend.engine.in_pieces.partitioned` calls this for it.
+
+        Args:
+            process_group: of torch.distributed.
+        """
+        self._process_group = process_group
+        self.__dict__.pop("_kept_plan", None)
+
+    def _all_params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def rehearses(self) -> bool:
         """Whether this is the step that distributed checkpoints fake to have the state made: it must count nothing.
 
@@ -217,8 +259,10 @@ class Optimizer(torch.optim.Optimizer):
         """
         if self.state or not all(_is_zero(group["lr"]) for group in self.param_groups):
             return False
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        return bool(grads) and not any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
+        params = self._all_params()
+        grads = [local(p.grad) for p in params if p.grad is not None]
+        moves = not grads or any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
+        return not anywhere(moves, params)
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the optimizer's name and the version of the format."""
@@ -243,11 +287,13 @@ class Optimizer(torch.optim.Optimizer):
                 group.setdefault(name, default)
 
     def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
-        """Bytes of state that this optimizer keeps for one parameter, without making any."""
+        """Bytes of state that this optimizer keeps for one parameter, or for its piece, without making any."""
         h = SimpleNamespace(**(group or self.defaults))
         slots, _ = rest(self.slots(h, param), h, param)
-        meta = torch.empty_like(param, device="meta")
-        tensors = [slot.new(meta) for slot in slots.values()]
+        layout = layout_of(param)
+        meta = torch.empty_like(local(param), device="meta")
+        made = [slot.new(meta) if layout is None else layout.new(slot, param, meta) for slot in slots.values()]
+        tensors = [local(t) for t in made]
         return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(self.carried)
 
     # ------------------------------------------------------------------ what a step works on
@@ -274,7 +320,7 @@ class Optimizer(torch.optim.Optimizer):
         """The jobs kept between steps; it is no state, and is made anew after a copy or a load."""
         plan: Plan | None = self.__dict__.get("_kept_plan")
         if plan is None:
-            plan = self.__dict__["_kept_plan"] = Plan()
+            plan = self.__dict__["_kept_plan"] = Plan(process_group=self._process_group)
         return plan
 
     def _run(self, jobs: list[Job]) -> executors.Totals:
@@ -283,6 +329,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_alone(self, plan: Plan) -> None:
         """Move the parameters of another plan, by the same options and state."""
+        self._agree()
         with self._without_autocast():
             executors.run(type(self), plan.jobs(self), plan)
 

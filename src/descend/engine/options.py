@@ -47,6 +47,8 @@ class Common(TypedDict, total=False):
         master: how half-precision parameters keep what their dtype cannot hold: "kahan", the default, the rounding
             error in the same dtype; "split", the bits that bfloat16 lacks of float32; "stochastic", rounding at random
             whose mean is right. None: rounding to the nearest, which loses small steps.
+        skip_nonfinite: leave out a step, on all processes, where a gradient has an infinity or a NaN; takes a pass over
+            the gradients, and reads its result back to the host.
     """
 
     foreach: bool | None
@@ -63,6 +65,7 @@ class Common(TypedDict, total=False):
     hyperball: bool
     state_dtype: StateDtype
     master: Literal["kahan", "split", "stochastic"] | None
+    skip_nonfinite: bool
 
 
 COMMON_DEFAULTS: Mapping[str, Any] = {
@@ -80,6 +83,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "hyperball": False,
     "state_dtype": None,
     "master": "kahan",
+    "skip_nonfinite": False,
 }
 
 # Why some optimizers refuse options that others have.

@@ -24,13 +24,15 @@ class Plan:
 
     Args:
         places: group and position of the parameters that are moved; None: all that have a gradient.
+        process_group: over which sums over all tensors go besides.
 
     Attributes:
         counters: how often each of them has moved.
         memory: what executors keep between steps, dropped with the jobs.
     """
 
-    def __init__(self, places: Collection[tuple[int, int]] | None = None) -> None:
+    def __init__(self, places: Collection[tuple[int, int]] | None = None, process_group: Any = None) -> None:
+        self.process_group = process_group
         self.counters = Counters()
         self.memory: dict[str, Any] = {}
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from descend.engine.sharding.layout import Layout, is_dtensor, layout_of, local
+from descend.engine.slots import Slot
 from descend.engine.storage import MASTERS_STATE, packed, rest, unpacked
 
 if TYPE_CHECKING:
@@ -142,6 +144,7 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
     slots = optimizer.slots(h, p)
     resting, rests = rest(slots, h, p)
     blocks = dict(rests.blocks)
+    layout, here = layout_of(p), local(p)
     placed: dict[str, Any] = {}
     for name, value in entry.items():
         scalar = name == "step" or name in optimizer.carried
@@ -150,9 +153,11 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
             dtype = torch.float32 if name == "step" else torch.float64
             placed[name] = torch.as_tensor(value, dtype=dtype, device=device).clone().reshape(())
         elif name in slots:
-            fresh = slots[name].new(p)
-            value = torch.as_tensor(value)
+            fresh = slots[name].new(here) if layout is None else local(layout.new(slots[name], p))
+            value = _here(torch.as_tensor(value), layout, slots[name])
             scale = entry.get(f"{name}_scale")
+            if scale is not None:
+                scale = _here(scale, layout, Slot(per_block=1))
             if scale is not None and name in blocks:
                 placed[name] = value.to(p.device, copy=True)
                 placed[f"{name}_scale"] = scale.to(p.device, copy=True)
@@ -171,7 +176,7 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
                 placed[name] = value.to(resting[name].dtype or value.dtype)
         elif name in resting:
             if not name.endswith("_scale"):
-                placed[name] = value.to(p.device, copy=True)
+                placed[name] = _here(value, layout, resting[name]).to(p.device, copy=True)
         elif name in MASTERS_STATE or name.removesuffix("_scale") in slots:
             continue  # of another storage than this optimizer's
         elif name in optimizer.extra_state:
@@ -179,4 +184,18 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
         else:
             known = ", ".join(["step", *optimizer.carried, *slots])
             raise ValueError(f"{kind}: state_dict has state {name!r}; this optimizer keeps {known}. Is it another's?")
+    if layout is not None:
+        for name in placed.keys() & resting.keys():
+            slot = resting[name]
+            placed[name] = layout.wrap(placed[name], layout.placed(slot), slot.shape_for(p))
     return placed
+
+
+def _here(value: Tensor, layout: Layout | None, slot: Slot) -> Tensor:
+    """This process's piece of a value, wherever it has been."""
+    if layout is None:
+        return value.full_tensor() if is_dtensor(value) else value  # type: ignore[attr-defined]
+    placements = layout.placed(slot)
+    if not is_dtensor(value):
+        return local(layout.spread(value.to(layout.mesh.device_type), placements))
+    return local(value.redistribute(layout.mesh, placements))  # type: ignore[attr-defined]

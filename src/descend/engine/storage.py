@@ -286,11 +286,14 @@ def _master(master: str | None, p: Tensor) -> Kahan | Split | Stochastic | None:
 def packed(name: str, storage: Blocks, value: Tensor) -> dict[str, Tensor]:
     """A value in blocks, under the names of its parts."""
     numbers, scale = storage.store(_by_blocks(value, storage.length))
-    return {name: _back(numbers, value), f"{name}_scale": scale.reshape(value.size(0), -1)}
+    return {
+        name: _back(numbers, value),
+        f"{name}_scale": scale.reshape(Slot(per_block=storage.length).shape_for(value)),
+    }
 
 
 def unpacked(numbers: Tensor, scale: Tensor) -> Tensor:
     """The value of parts that came from somewhere: their dtype and their sizes say how they rest."""
-    storage = Blocks(numbers.dtype == torch.int8, numbers.numel() // scale.numel())
+    storage = Blocks(numbers.dtype == torch.int8, numbers.numel() // max(scale.numel(), 1) or MOST_BLOCK)
     parts = _by_blocks(numbers, storage.length), scale.reshape(-1, 1)
     return _back(storage.load(parts, torch.float32), numbers)

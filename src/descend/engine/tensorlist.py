@@ -33,6 +33,11 @@ class TensorList:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.tensors = tuple(tensors)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its tensors, which all have one."""
+        return self.tensors[0].dtype
+
     @classmethod
     def __torch_function__(
         cls,

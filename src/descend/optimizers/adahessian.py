@@ -102,6 +102,10 @@ class Adahessian(Optimizer):
                 raise ValueError(f"{name}={getattr(h, name)!r}, expected an integer >= 1")
 
     @staticmethod
+    def needs_whole(h: Any) -> str:
+        return "the gradient cannot be differentiated again through FSDP2; use DistributedDataParallel, or another rule"
+
+    @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         ema(s.exp_avg, g, k.weight1)
         ema_sq(s.exp_hessian_diag_sq, s.hessian, k.weight2)

@@ -119,6 +119,10 @@ class Prodigy(Optimizer):
             raise ValueError(f"slice_p={h.slice_p} with fused=True, expected slice_p=1: kernels take whole tensors")
 
     @staticmethod
+    def needs_whole(h: Any) -> str:
+        return "" if h.slice_p == 1 else f"slice_p={h.slice_p} takes elements of the whole; use slice_p=1"
+
+    @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         moments = {"exp_avg": signed(), "exp_avg_sq": positive()}
         if h.slice_p == 1:

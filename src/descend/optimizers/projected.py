@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,27 +36,28 @@ def step_projected(p: Tensor, u: Tensor, g: Tensor, k: Known) -> None:
 def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tensor]:
     """The step without its radial part, and the factor of weight decay."""
     inner, channels = tuple(range(1, k.ndim)), (0,)
-    by_channel = k.sums_over((g * p, inner), (g * g, inner), (p * p, inner))
-    by_layer = k.sums_over(*((total, channels) for total in by_channel))
+    by_channel = k.sums_over((g * p, inner), (g * g, inner), (p * p, inner), (u * p, inner))
     aligned = _cosine(by_channel, k.eps) >= k.delta / k.count(inner) ** 0.5
-    (above,) = k.sums_over((torch.where(aligned, torch.ones_like(by_channel[2]), 0.0), channels))
+    counted = torch.where(aligned, torch.ones_like(by_channel[2]), 0.0)
+    *by_layer, above = k.sums_over(*((total, channels) for total in (*by_channel, counted)))
     p_sq = torch.where(above == 0, by_channel[2], by_layer[2])
     projects = (above == 0) | (_cosine(by_layer, k.eps) < k.delta / k.count((*channels, *inner)) ** 0.5)
     radial = p * torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
 
-    def tangential(x: Tensor) -> Tensor:
-        (rows,) = k.sums_over((x * p, inner))
-        (whole,) = k.sums_over((rows, channels))
-        return x - radial * torch.where(above == 0, rows, whole)
+    def tangential(x: Tensor, along_rows: Tensor, along_all: Tensor) -> Tensor:
+        return x - radial * torch.where(above == 0, along_rows, along_all)
 
-    u = tangential(u)
+    u = tangential(u, by_channel[3], by_layer[3])
     if k.caution:
-        u = tangential(cautious(u, tangential(g), k))
+        u = cautious(u, tangential(g, by_channel[0], by_layer[0]), k)
+        (rows,) = k.sums_over((u * p, inner))
+        (whole,) = k.sums_over((rows, channels))
+        u = tangential(u, rows, whole)
     return u, torch.where(projects, torch.ones_like(above) * k.wd_ratio, 1.0)
 
 
-def _cosine(sums: tuple[Tensor, ...], eps: Any) -> Tensor:
-    gp, g_sq, p_sq = sums
+def _cosine(sums: Sequence[Tensor], eps: Any) -> Tensor:
+    gp, g_sq, p_sq, _ = sums
     return torch.abs(gp) / (torch.clamp(torch.sqrt(g_sq), min=eps) * torch.clamp(torch.sqrt(p_sq), min=eps))
 
 

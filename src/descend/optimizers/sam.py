@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from descend.engine.exact import restored
+from descend.engine.sharding.collectives import norm_of
+from descend.engine.sharding.layout import layout_of, local
 from descend.engine.slots import state_dtype
 
 _OPTIONS = ("sam_rho", "sam_adaptive")
@@ -130,17 +132,18 @@ class SAM(torch.optim.Optimizer):
         if self._origins is not None:
             raise RuntimeError("SAM: first_step() twice; take the second backward pass and call second_step()")
         moving = list(self._moving())
-        norms = [torch.linalg.vector_norm(g * p.abs() if group["sam_adaptive"] else g) for group, p, g in moving]
-        norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms] or [torch.zeros(())]))
+        scaled = [g * local(p).abs() if group["sam_adaptive"] else g for group, p, g in moving]
+        norm = norm_of([p for _, p, _ in moving], scaled)
         inverse = torch.where(torch.isfinite(norm) & (norm > 0), 1 / norm, 0.0)
         self._origins, self._versions = {}, {p: p._version for _, p, _ in moving}
         for group, p, g in moving:
-            self._origins[p] = p.detach().clone()
+            here = local(p).detach()
+            self._origins[p] = here.clone()
             uphill = -group["sam_rho"] if group.get("maximize") else group["sam_rho"]
             e = g * (inverse * uphill).to(g.device)
             if group["sam_adaptive"]:
-                e = e * p.abs().square()
-            p.add_(e.nan_to_num(0.0))
+                e = e * here.abs().square()
+            here.add_(e.nan_to_num(0.0))
         if zero_grad:
             self.zero_grad()
 
@@ -157,19 +160,20 @@ class SAM(torch.optim.Optimizer):
             self.zero_grad()
 
     def _moving(self) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-        """Each group, parameter and gradient, the latter in the dtype of the maths."""
+        """Each group, parameter and gradient, the latter what this process has of it in the dtype of the maths."""
         for group in self.base_optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 if p.grad.layout is not torch.strided:
                     raise RuntimeError("SAM: a gradient is sparse; make it dense (sparse=False in nn.Embedding)")
-                yield group, p, p.grad.to(state_dtype(p))
+                layout = layout_of(p)
+                yield group, p, (p.grad if layout is None else layout.aligned(p.grad)).to(state_dtype(p))
 
     @torch.no_grad()
     def _come_back(self) -> None:
         for p, origin in (self._origins or {}).items():
-            p.copy_(origin)
+            local(p).detach().copy_(origin)
         restored(self.base_optimizer, self._versions)
         self._origins, self._versions = None, {}
 

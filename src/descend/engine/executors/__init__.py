@@ -13,6 +13,7 @@ from descend.engine.executors.profile import profile
 from descend.engine.executors.rounds import Absent, Rounds
 from descend.engine.job import Job
 from descend.engine.sharding import owners
+from descend.engine.sharding.collectives import total_over
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -69,9 +70,13 @@ def _advance(rule: type[Optimizer], ways: dict[Way, list[Job]], plan: Plan) -> T
             *fused.run(rule, _waiting(ways["fused"]), totals, plan.memory),
             *rounds.advance(totals[-1] if totals else None),
         ]
-        if not partials:
+        total = tuple(_add_up(parts) for parts in zip(*partials, strict=True)) if partials else None
+        if plan.process_group is not None:
+            everywhere = total_over(plan.process_group, total)
+            total = everywhere if total is None or everywhere is None else everywhere[: len(total)]
+        if total is None:
             return totals
-        totals.append(tuple(_add_up(parts) for parts in zip(*partials, strict=True)))
+        totals.append(total)
 
 
 def is_gathered(rule: type[Optimizer], job: Job) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +93,7 @@ class Rounds:
     def _sum(self, asks: Sequence[Ask]) -> list[Answers]:
         sums = [
             [
-                Sum(job, list(values), [job.crossed(dims if ask.scope == "own" else None) for dims in ask.dims])
+                Sum(job.layout, list(values), [job.crossed(dims if ask.scope == "own" else None) for dims in ask.dims])
                 for job, values in zip(ask.jobs, ask.partials, strict=True)
             ]
             for ask in asks
@@ -109,16 +108,10 @@ class Rounds:
     def _with_presence(self, sums: list[Sum]) -> None:
         """The first collective also says who has a gradient anywhere."""
         bits = [
-            Sum(job, [torch.tensor(float(job.present), device=job.param.device)], [job.crossed(None)])
+            Sum(job.layout, [torch.tensor(float(job.present), device=job.param.device)], [job.crossed(None)])
             for job in self._jobs
         ]
         complete([*sums, *bits])
         absent = [job for job, bit in zip(self._jobs, bits, strict=True) if not bool(bit.values[0] > 0)]
         if absent:
             raise Absent(absent)
-
-
-def close(carriers: Sequence[Any]) -> None:
-    """Drop carriers that stopped midway."""
-    for carrier in carriers:
-        carrier.close()

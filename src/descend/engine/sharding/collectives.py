@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,18 +11,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from descend.engine.job import Job
+from descend.engine.sharding.layout import Layout, layout_of, meshes
+
+_MOST = 4  # sums over all tensors that a text asks for at once, at most
 
 
 @dataclass
 class Sum:
-    """Partial sums of one job, and the dimensions of its mesh over which each goes.
+    """Partial sums over one parameter, and the dimensions of its mesh over which each goes.
 
     Attributes:
+        layout: how the parameter lies; None: it is whole.
         values: what this process has; after :func:`complete` the sums over all.
         dims: for each value the dimensions of the mesh, in ascending order.
     """
 
-    job: Job
+    layout: Layout | None
     values: list[Tensor] = field(default_factory=list)
     dims: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -45,20 +49,55 @@ def _by_group(sums: Sequence[Sum]) -> dict[Any, list[tuple[Sum, int]]]:
     for one in sums:
         for i, dims in enumerate(one.dims):
             for d in dims:
-                assert one.job.layout is not None
-                found.setdefault((d, one.job.layout.mesh.get_group(d)), []).append((one, i))
+                assert one.layout is not None
+                found.setdefault((d, one.layout.mesh.get_group(d)), []).append((one, i))
     return {group: members for (_, group), members in sorted(found.items(), key=lambda item: item[0][0])}
 
 
 def any_of(here: Sequence[bool], jobs: Sequence[Job]) -> list[bool]:
     """For each job whether something holds on any of the processes that have a piece of it."""
-    sums = [
-        Sum(job, [torch.tensor(float(x))], [tuple(i for i, _ in _sharded(job))])
-        for x, job in zip(here, jobs, strict=True)
-    ]
+    sums = [Sum(job.layout, [torch.tensor(float(x))], [_cut(job.layout)]) for x, job in zip(here, jobs, strict=True)]
     complete(sums)
     return [bool(one.values[0] > 0) for one in sums]
 
 
-def _sharded(job: Job) -> tuple[tuple[int, int], ...]:
-    return job.layout.sharded if job.layout is not None else ()
+def anywhere(holds: bool, params: Iterable[Tensor], group: Any = None) -> bool:
+    """Whether something holds on any of the processes that have a part of these parameters, or in this group."""
+    groups = [mesh.get_group(i) for mesh, i in meshes(params)] + ([group] if group is not None else [])
+    for one in groups:
+        flag = torch.tensor(float(holds), device=_device(one))
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=one)
+        holds = bool(flag > 0)
+    return holds
+
+
+def _device(group: Any) -> torch.device:
+    """Where a group's tensors have to be."""
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+
+
+def total_over(group: Any, partials: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
+    """Sums over a group whose processes have different parameters; None if nobody has any. One without gives None."""
+    packed = torch.zeros(_MOST + 1, dtype=torch.float64)
+    if partials is not None:
+        packed[: len(partials)] = torch.stack([x.double().cpu() for x in partials])
+        packed[-1] = 1
+    packed = packed.to(_device(group))
+    dist.all_reduce(packed, group=group)
+    return tuple(packed[:-1].unbind()) if packed[-1] > 0 else None
+
+
+def norm_of(params: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of tensors that lie as these parameters do, all together."""
+    sums = []
+    for p, x in zip(params, pieces, strict=True):
+        layout, norm = layout_of(p), torch.linalg.vector_norm(x)
+        sums.append(Sum(layout, [norm * norm], [_cut(layout)]))
+    complete(sums)
+    if not sums:
+        return torch.zeros(())
+    return torch.sqrt(torch.stack([one.values[0].to(sums[0].values[0]) for one in sums]).sum())
+
+
+def _cut(layout: Layout | None) -> tuple[int, ...]:
+    return tuple(i for i, _ in layout.sharded) if layout is not None else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -143,29 +144,42 @@ def layout_of(p: Tensor) -> Layout | None:
     return Layout(mesh, placements, tuple(p.shape), tuple(offset), tuple(local(p).shape))
 
 
-def check_layout(name: str, p: Tensor, length: int | None, random: bool, whole: str) -> None:
+def check_layout(p: Tensor, length: int | None, random: bool, needs_whole: str) -> None:
     """Raise ValueError where a parameter lies so that no rule, or not this one, can be carried out.
 
     Args:
-        name: the parameter's name, for the message.
         p: the parameter.
         length: of its blocks of 8-bit state, if it has any.
         random: whether it is rounded at random, element by element.
-        whole: why its pieces cannot be moved apart from one another; empty if they can.
+        needs_whole: why its pieces cannot be moved by different processes, and what to do; empty if they can.
     """
     layout = layout_of(p)
     if layout is None:
         return
-    cut = dict(layout.sharded)
-    where = f"parameter {name} with placements {layout.placements}"
     if any(placement.is_partial() for placement in layout.placements):
-        raise ValueError(f"{where}: partial sums are no parameter; redistribute it to Shard or Replicate")
-    deep = [d for d in cut.values() if d > 0]
-    if whole and cut:
-        raise ValueError(f"{where}: {whole}")
-    if length and (any(d > 1 for d in deep) or (deep and layout.slice_lengths()[0] % length)):
         raise ValueError(
-            f"{where}: its shards cut blocks of {length} 8-bit numbers; use Shard(0), or state_dtype=torch.bfloat16"
+            f"placements {layout.placements}: sums that are not complete, redistribute to Shard or Replicate"
         )
-    if random and any(d > 1 for d in deep):
-        raise ValueError(f"{where}: stochastic rounding needs Shard(0) or Shard(1); or use master='kahan'")
+    if needs_whole and layout.sharded:
+        raise ValueError(f"placements {layout.placements}: {needs_whole}")
+    for i, d in layout.sharded:
+        piece = -(-layout.shape[d] // layout.mesh.size(i)) * math.prod(layout.shape[d + 1 :])
+        if length and (d > 1 or (d == 1 and piece % length)):
+            raise ValueError(
+                f"placements {layout.placements} cut the blocks of {length} 8-bit numbers; use Shard(0), or "
+                "state_dtype=torch.bfloat16"
+            )
+        if random and d > 1:
+            raise ValueError(
+                f"placements {layout.placements}: stochastic rounding needs Shard(0) or Shard(1); or use master='kahan'"
+            )
+
+
+def meshes(params: Iterable[Tensor]) -> list[tuple[DeviceMesh, int]]:
+    """Every mesh that these parameters lie on, with each of its dimensions, in an order that all processes have."""
+    found: dict[Any, DeviceMesh] = {}
+    for p in params:
+        if is_dtensor(p):
+            mesh = p.device_mesh  # type: ignore[attr-defined]
+            found.setdefault((mesh.ndim, tuple(mesh.mesh.flatten().tolist())), mesh)
+    return [(found[key], i) for key in sorted(found) for i in range(found[key].ndim) if found[key].size(i) > 1]
