@@ -14,7 +14,7 @@ from typing import Any
 import torch.multiprocessing as mp
 
 WORLD = 4
-PATIENCE = 30.0  # seconds after which a task counts as hanging
+PATIENCE = 120.0  # seconds after which a task counts as hanging
 
 
 def _serve(rank: int, port: int, inbox: Any, outbox: Any) -> None:
@@ -77,9 +77,10 @@ class Processes:
             self.stop()
             missing = sorted(set(range(WORLD)) - set(found))
             raise AssertionError(f"no answer from ranks {missing} within {PATIENCE:g} s") from None
-        except AssertionError:
+        except AssertionError as error:
+            ended = {rank: process.exitcode for rank, process in enumerate(self._running) if not process.is_alive()}
             self.stop()
-            raise
+            raise AssertionError(f"{error}\nprocesses that had ended by then, with their codes: {ended}") from None
         return [found[rank] for rank in range(WORLD)]
 
     def stop(self) -> None:

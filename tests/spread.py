@@ -421,11 +421,10 @@ def trained_by_ddp(name: str, **options: Any) -> Any:
 
 
 class Scaled(Model):
-    """Gradients that differ between processes, and whose mean is the given one."""
+    """Gradients that differ between processes, and whose mean is the given one to the last bit."""
 
     def forward(self, step: int) -> Tensor:
-        world = dist.get_world_size()
-        return super().forward(step) * (2 * (dist.get_rank() + 1) / (world + 1))
+        return super().forward(step) * (2 * (dist.get_rank() % 2))
 
 
 def trained_by_zero(name: str, **options: Any) -> Any:
@@ -443,3 +442,34 @@ def trained_by_zero(name: str, **options: Any) -> Any:
             p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
         optimizer.step()
     return [p.detach().clone() for p in params]
+
+
+def counted(name: str, shapes: Sequence[tuple[int, ...]], ranks: int) -> Any:
+    """The collectives of the second step and the bytes that this process sends, as `descend plan` counts them."""
+    from unittest.mock import patch
+
+    import descend
+    from descend.lab.planning import Counted
+
+    on = mesh(ranks)
+    if on.get_coordinate() is None:
+        return None
+    params = [nn.Parameter(spread(torch.full(shape, 0.02), on, [Shard(0)])) for shape in shapes]
+    optimizer = descend.create_optimizer_v2(params, opt=name, lr=1e-3, weight_decay=1e-3)
+    found, real_sum, real_exchange = Counted(), dist.all_reduce, dist.all_to_all_single
+
+    def all_reduce(tensor: Tensor, **given: Any) -> Any:
+        found.all_reduce(tensor, group=given["group"])
+        return real_sum(tensor, **given)
+
+    def all_to_all_single(output: Tensor, sent: Tensor, incoming: Any, sizes: Any, **given: Any) -> Any:
+        found.all_to_all_single(output, sent, incoming, sizes, **given)
+        return real_exchange(output, sent, incoming, sizes, **given)
+
+    for step in range(2):
+        set_gradients(params, step)
+        if step == 0:
+            optimizer.step()
+    with patch.object(dist, "all_reduce", all_reduce), patch.object(dist, "all_to_all_single", all_to_all_single):
+        optimizer.step()
+    return found.collectives, int(found.sent)

@@ -176,3 +176,13 @@ def race_table(race: Race, task: Task) -> Table:
     if any(row.extensions for row in rows(race, task)):
         table.caption = "* a decade was added to the range of learning rates, with trials to match"
     return table
+
+
+def plan(head: list[str], rows: list[list[str]], console: Console) -> None:
+    """What optimizers would cost elsewhere."""
+    found = Table(box=None, pad_edge=False)
+    for i, title in enumerate(head):
+        found.add_column(title, justify="left" if i == 0 else "right")
+    for row in rows:
+        found.add_row(*row)
+    console.print(found)
