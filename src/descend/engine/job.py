@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from descend.engine.sharding.layout import Dims, Layout
+from descend.engine.sharding.layout import Dims, Layout, local
 from descend.engine.slots import Slot
 from descend.engine.storage import Dice, Rests
 
@@ -95,6 +95,15 @@ class Job:
             slices = lengths if lengths[0] != lengths[1] else None
             first += self.layout.first()
         return Dice(seed, self.known["t"], self.known["place"], first, slices)
+
+    def hold(self, name: str, value: Tensor) -> None:
+        """Exchange a tensor of the state for one with other strides."""
+        if self.layout is None:
+            self.state[name] = value
+            return
+        slot = self.resting[name]
+        self.home[name] = self.layout.wrap(value, self.layout.placed(slot), slot.shape_for(self.leaf))
+        self.state[name] = local(self.home[name])
 
     def seen(self, x: Tensor) -> Tensor:
         """The parameter, or a tensor that rests in memory as it does, in the shape that the rule sees."""

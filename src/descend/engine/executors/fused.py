@@ -208,7 +208,7 @@ class Bundle:
             for job, p in zip(self.jobs, values, strict=True):
                 state = job.state
                 if slot.like_parameter and real(state[name]).stride() != p.stride():
-                    state[name] = torch.empty_like(job.param, dtype=state[name].dtype).copy_(state[name])
+                    job.hold(name, torch.empty_like(job.param, dtype=state[name].dtype).copy_(state[name]))
                 t = real(state[name])
                 if slot.per_block:
                     column.append(t.view(-1, 1))
