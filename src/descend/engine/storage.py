@@ -22,8 +22,8 @@ Parts = tuple[Tensor, ...]
 # Where 8 bits would not be worth their scale: blocks shorter than this rest in float32.
 LEAST_BLOCK = 16
 MOST_BLOCK = 256
-# The companding map of signed numbers is this much finer at 0 than at 1, roughly.
-_FINENESS = 16.0
+# The reciprocal of what is smaller would be infinite.
+_LEAST_SCALE = 1e-37
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Storage(Protocol):
 class Blocks:
     """8-bit numbers, and a float32 scale for each block: its largest magnitude.
 
-    Signed numbers go through y = x·(1 + a)/(|x| + a), which is finer near 0; positive ones through their fourth root,
-    and none that is larger than 0 becomes 0, since steps are divided by them.
+    Signed numbers go through their square root and keep the sign, which is finer near 0; positive ones through their
+    fourth root, and none that is larger than 0 becomes 0, since steps are divided by them.
 
     Args:
         signed: whether numbers have both signs.
@@ -86,7 +86,7 @@ class Blocks:
         numbers, scale = parts
         if self.signed:
             y = numbers.to(maths) * (1 / 127)
-            return y * scale.to(maths) / (1 + _FINENESS * (1 - torch.abs(y)))
+            return y * torch.abs(y) * scale.to(maths)
         y = numbers.to(maths) * (1 / 255)
         y = y * y
         return y * y * scale.to(maths)
@@ -94,9 +94,9 @@ class Blocks:
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest numbers."""
         scale = torch.amax(torch.abs(value), dim=-1, keepdim=True)
-        x = value / torch.where(scale > 0, scale, 1.0)
+        x = value * torch.reciprocal(torch.where(scale > _LEAST_SCALE, scale, 1.0))
         if self.signed:
-            y = x * (1 + _FINENESS) / (1 + _FINENESS * torch.abs(x))
+            y = torch.copysign(torch.sqrt(torch.abs(x)), x)
             return torch.round(y * 127).to(torch.int8), scale.to(torch.float32)
         y = torch.round(torch.sqrt(torch.sqrt(x)) * 255)
         y = torch.where(value > 0, torch.clamp(y, min=1.0), 0.0)

@@ -23,7 +23,9 @@ class Catalogue(Protocol):
     def get_optimizer_info(self, name: str) -> OptimInfo:
         """The entry of a name."""
 
-    def create_optimizer_v2(self, model_or_params: Any, /, *, opt: str, lr: float, weight_decay: float) -> Any:
+    def create_optimizer_v2(
+        self, model_or_params: Any, /, *, opt: str, lr: float, weight_decay: float, **options: Any
+    ) -> Any:
         """The optimizer of a name."""
 
 
@@ -48,13 +50,13 @@ def unknown(name: str, names: Sequence[str]) -> str | None:
     return f"there is no optimizer {name!r}; {hint}"
 
 
-def bytes_per_parameter(book: Catalogue, name: str) -> str:
+def bytes_per_parameter(book: Catalogue, name: str, **options: Any) -> str:
     """Bytes of state for each element of a large matrix, as the factory makes the optimizer; `?` if it can't."""
     param = nn.Parameter(torch.empty(1024, 1024))
     try:
-        optimizer = book.create_optimizer_v2([param], opt=name, lr=1e-3, weight_decay=0.0)
+        optimizer = book.create_optimizer_v2([param], opt=name, lr=1e-3, weight_decay=0.0, **options)
         return f"{optimizer.state_bytes(param, optimizer.param_groups[0]) / param.numel():.3g}"
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, TypeError):
         return "?"
 
 

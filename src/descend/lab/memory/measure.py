@@ -105,20 +105,20 @@ def measure(parts: Sequence[str], found: Findings, optimizers: Sequence[str], te
 
 def make(name: str, params: Any, **options: Any) -> Any:
     """The optimizer of a name, at its learning rate."""
-    return descend.create_optimizer_v2(params, opt=name, lr=IN_BLOCKS.get(name, 1e-3), weight_decay=1e-3, **options)
+    return descend.create_optimizer_v2(params, opt=name, lr=IN_BLOCKS.get(name, 1e-3), **options)
 
 
 def weights(name: str) -> Weights:
     """The bytes of one optimizer's state in every storage."""
     params = [nn.Parameter(torch.zeros(shape)) for shape in shapes_of("vit_s")]
-    elements = sum(p.numel() for p in params)
+    elements, curved = sum(p.numel() for p in params), descend.get_optimizer_info(name).second_order
     found = Weights(name)
     for storage, options in STORAGES.items():
         optimizer = make(name, params, **options)
         groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
         found.predicted[storage] = sum(optimizer.state_bytes(p, group) for p, group in groups) / elements
         for p in params:
-            p.grad = torch.full_like(p, 1e-3)
+            p.grad = torch.full_like(p, 1e-3) * p if curved else torch.full_like(p, 1e-3)
         optimizer.step()
         found.measured[storage] = state_bytes(optimizer) / elements
     return found
@@ -191,7 +191,7 @@ def planned() -> list[Losses]:
 def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
     """Add a loss for every seed, and what share of the elements that could be 8 bits is."""
     dtype, _, master = one.weights.partition(", ")
-    options = dict(STORAGES[one.state])
+    options = {"weight_decay": 1e-3, **STORAGES[one.state]}
     if master:
         options["master"] = None if master == "none" else master
     for seed in range(1, seeds + 1):
