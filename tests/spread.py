@@ -477,3 +477,95 @@ def counted(name: str, shapes: Sequence[tuple[int, ...]], ranks: int) -> Any:
     with patch.object(dist, "all_reduce", all_reduce), patch.object(dist, "all_to_all_single", all_to_all_single):
         optimizer.step()
     return found.collectives, int(found.sent)
+
+
+# ------------------------------------------------------------------------------------------------ torch's own ways
+
+
+class Perceptron(nn.Module):
+    """Two layers, cut as tensor parallelism cuts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6, dtype=torch.float64)
+        self.rise, self.fall = nn.Linear(6, 16, dtype=torch.float64), nn.Linear(16, 6, dtype=torch.float64)
+        for i, p in enumerate(self.parameters()):
+            p.data.copy_(small.noise(p.shape, p.dtype, -1, i))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fall(torch.tanh(self.rise(self.norm(x))))
+
+
+def trained_by_torch(name: str, way: str, **options: Any) -> Any:
+    """Where an optimizer ends with a model that torch's own functions have cut."""
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
+
+    whole_mesh = mesh(2, 2)
+    model = Perceptron()
+    if way != "alone":
+        plan = {"rise": ColwiseParallel(), "fall": RowwiseParallel()}
+        if way == "sequence":
+            plan = {
+                "norm": SequenceParallel(),
+                "rise": ColwiseParallel(input_layouts=Shard(1)),
+                "fall": RowwiseParallel(output_layouts=Replicate()),
+            }
+        parallelize_module(model, whole_mesh["b"], plan)
+        if way == "fsdp and tensor":
+            fully_shard(model, mesh=whole_mesh["a"])
+    given = {**row_of(name).variants[0], **options}
+    optimizer = small.make(row_of(name), model.parameters(), **given)
+    for step in range(3):
+        x = small.noise((3, 4, 6), torch.float64, step, 0)
+        if way == "sequence":
+            x = x.chunk(2, 1)[whole_mesh["b"].get_local_rank()]
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return found(optimizer)
+
+
+def frozen_in_between(layout: str, folder: str) -> Any:
+    """Whether state of a parameter that is frozen, and of one that comes late, is there after a checkpoint."""
+    import descend
+
+    model = model_on(layout, torch.float32)
+    if model is None:
+        return None
+    optimizer = descend.AdamW(model.named_parameters(), lr=0.1)
+    take_steps(optimizer, 2)
+    model.weights[2].requires_grad_(False)
+    saved = optimizer.state_dict()
+    before = found(optimizer)
+    again = descend.AdamW(model.named_parameters(), lr=0.1)
+    again.load_state_dict(saved)
+    return before, found(again)
+
+
+def partial_gradients() -> Any:
+    """A step whose gradients are still to be summed, beside the step with their sums."""
+    from torch.distributed.tensor import Partial
+
+    import descend
+
+    on = mesh(2)
+    if on.get_coordinate() is None:
+        return None
+    ends = []
+    for partial in (True, False):
+        params = parameters("2 ranks", torch.float64, SHAPES)
+        assert params is not None
+        optimizer = descend.Lamb(params, lr=0.1)
+        set_gradients(params, 0)
+        if partial:
+            for i, p in enumerate(params):
+                mine = small.noise(p.shape, p.dtype, 0, i) * (0.25 if dist.get_rank() else 0.75)
+                p.grad = DTensor.from_local(mine, on, [Partial()], run_check=False)
+        optimizer.step()
+        ends.append(found(optimizer))
+    return ends

@@ -284,3 +284,29 @@ def test_zero_redundancy(processes: Processes, row: Row) -> None:
     for got in processes.run("spread", "trained_by_zero", name=row.name):
         for x, y in zip(got, expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("way", ("tensor", "sequence", "fsdp and tensor"))
+@pytest.mark.parametrize("name", ("AdamW", "Lamb", "Adafactor", "AdamP", "Muon", "Prodigy"))
+def test_models_that_torch_has_cut(processes: Processes, name: str, way: str) -> None:
+    """Gradients are computed in another order here, which eigenbases of few samples would blow up."""
+    expected = processes.run("spread", "trained_by_torch", name=name, way="alone")[0]
+    for got in processes.run("spread", "trained_by_torch", name=name, way=way):
+        check(got, expected, 1e-6 if name == "Muon" else 1e-9)
+
+
+def test_gradients_that_are_partial_are_summed_first(processes: Processes) -> None:
+    got, expected = processes.run("spread", "partial_gradients")[0]
+    check(got, expected, 1e-10)
+
+
+def test_frozen_parameters_keep_their_state(processes: Processes, tmp_path: Path) -> None:
+    before, after = processes.run("spread", "frozen_in_between", layout="3 ranks", folder=str(tmp_path))[0]
+    assert small.same_states(before["states"], after["states"])
+    assert before["states"][2]
+
+
+@pytest.mark.parametrize("name", ("AdamW", "Lamb", "Muon"))
+def test_multi_tensor_falls_back_to_the_loop(processes: Processes, name: str) -> None:
+    got = processes.run("spread", "trained", name=name, layout="2 ranks", foreach=True)
+    check(got[0], spread.alone(name), 1e-7 if name == "Muon" else 1e-10)

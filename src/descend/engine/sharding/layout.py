@@ -92,14 +92,15 @@ class Layout:
         if slot.shape is not None:
             first = i == next(j for j, each in enumerate(self.placements) if hasattr(each, "dim"))
             return Shard(0) if first and slot.shape else Replicate()
-        if slot.per_block is not None:
-            return Shard(min(placement.dim, 1))
         if slot.reduce == "all":
             return Replicate()
         gone = {d % len(self.shape) for d in slot.reduce}
         if placement.dim in gone:
             return Replicate()
-        return Shard(placement.dim if slot.keepdim else placement.dim - sum(d < placement.dim for d in gone))
+        kept = placement.dim if slot.keepdim else placement.dim - sum(d < placement.dim for d in gone)
+        kept = min(kept, 1) if slot.per_block else kept
+        # FSDP2 over tensor parallelism has a placement of its own, which says more than the dimension.
+        return placement if kept == placement.dim else Shard(kept)
 
     def wrap(self, piece: Tensor, placements: tuple[Placement, ...], shape: tuple[int, ...]) -> Tensor:
         """A DTensor of this shape whose piece is here."""
@@ -169,10 +170,12 @@ def check_layout(p: Tensor, length: int | None, random: bool, needs_whole: str) 
                 f"placements {layout.placements} cut the blocks of {length} 8-bit numbers; use Shard(0), or "
                 "state_dtype=torch.bfloat16"
             )
-        if random and d > 1:
-            raise ValueError(
-                f"placements {layout.placements}: stochastic rounding needs Shard(0) or Shard(1); or use master='kahan'"
-            )
+    cut = [d for _, d in layout.sharded]
+    if random and (max(cut, default=0) > 1 or len(set(cut)) < len(cut)):
+        raise ValueError(
+            f"placements {layout.placements}: stochastic rounding needs dimension 0 or 1 cut, each once; or use "
+            "master='kahan'"
+        )
 
 
 def meshes(params: Iterable[Tensor]) -> list[tuple[DeviceMesh, int]]:
