@@ -259,7 +259,14 @@ def test_layouts_that_cannot_be_served_are_refused(processes: Processes, name: s
 # ------------------------------------------------------------------------------------------------ others
 
 
-@pytest.mark.parametrize("which", ("lookahead", "sam", "schedule-free"))
+WRAPPERS = [
+    pytest.param("lookahead", marks=pytest.mark.capability("sharded", optimizer="Lookahead")),
+    pytest.param("sam", marks=pytest.mark.capability("sharded", optimizer="SAM")),
+    "schedule-free",
+]
+
+
+@pytest.mark.parametrize("which", WRAPPERS)
 @pytest.mark.parametrize("layout", ("3 ranks", "tensor parallel"))
 def test_those_who_move_weights(processes: Processes, which: str, layout: str) -> None:
     got, expected = processes.run("spread", "wrapped", which=which, layout=layout)[0], spread.wrapped_alone(which)
