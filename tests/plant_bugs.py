@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CONTRACT, CHECKPOINTS, BAD_INPUT = "test_contract.py", "test_checkpoints.py", "test_bad_input.py"
 TIMM, SENSITIVITY, LOOKAHEAD = "test_timm.py", "test_sensitivity.py", "test_lookahead.py"
-ADAHESSIAN, ORACLE = "test_adahessian.py", "test_oracle.py"
+ADAHESSIAN, ORACLE, SHARDING = "test_adahessian.py", "test_oracle.py", "test_sharding.py"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def bugs() -> Iterator[Bug]:
     yield from in_rules()
     yield from in_the_engine()
     yield from in_checkpoints()
+    yield from on_many_machines()
 
 
 def in_terms() -> Iterator[Bug]:
@@ -312,6 +313,44 @@ def in_checkpoints() -> Iterator[Bug]:
     )  # fmt: skip
 
 
+def on_many_machines() -> Iterator[Bug]:
+    yield Bug(
+        "norms stop at the shard", "DeepSpeed, fairscale LAMB", "engine/sharding/layout.py",
+        "        return tuple(i for i, d in self.sharded if dims is None or d in dims)", "        return ()",
+        SHARDING, "every_layout and NvNovoGrad",
+    )  # fmt: skip
+    yield Bug(
+        "a mean divides by the elements of the shard", "microsoft/dion NorMuon", "engine/job.py",
+        "        if self.layout is None:\n            return tuple(self.value.shape)\n",
+        "        if True:\n            return tuple(self.value.shape)\n", SHARDING, "every_layout and Adafactor and 2",
+    )  # fmt: skip
+    yield Bug(
+        "random bits follow the shard", "torchao", "engine/job.py",
+        "            first += self.layout.first()\n", "", SHARDING, "same_bits and AdamW and stochastic",
+    )  # fmt: skip
+    yield Bug(
+        "sums go over all processes, replicas too", "Prodigy, Adam-mini", "engine/sharding/layout.py",
+        "            if hasattr(placement, \"dim\") and self.mesh.size(i) > 1",
+        "            for placement in [placement if hasattr(placement, \"dim\") else self.placements[-1]]",
+        SHARDING, "every_layout and NvNovoGrad and replicas",
+    )  # fmt: skip
+    yield Bug(
+        "a matrix is moved shard by shard", "distributed Shampoo", "engine/executors/__init__.py",
+        "            ways[\"gathered\"].append(job)", "            ways[\"loop\"].append(job)",
+        SHARDING, "every_layout and Muon and 2",
+    )  # fmt: skip
+    yield Bug(
+        "a gradient that one process lacks skips its shard", "distributed Shampoo", "engine/plan.py",
+        "    return layout is not None and bool(layout.sharded)\n", "    return False\n",
+        SHARDING, "one_rank_lacks and Adafactor",
+    )  # fmt: skip
+    yield Bug(
+        "state of a shard is saved as if it were the whole", "kron_torch, HeavyBall", "engine/sharding/layout.py",
+        "        return placement if kept == placement.dim else Shard(kept)", "        return Replicate()",
+        SHARDING, "one_layout_to_another and Adafactor",
+    )  # fmt: skip
+
+
 def plant(bug: Bug, copy: Path) -> None:
     path = copy / "src" / "descend" / bug.file
     text = path.read_text()
@@ -322,7 +361,21 @@ def plant(bug: Bug, copy: Path) -> None:
 
 def pytest(copy: Path, tests: str, select: str) -> str | None:
     """The first test that fails and why, None if none does."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-x", "-q", "-k", select]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-k",
+        select,
+    ]
     path = {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "250"}
     result = subprocess.run(
         [*command, f"tests/{tests}"], cwd=copy, env={**os.environ, **path}, capture_output=True, text=True, check=False

@@ -61,13 +61,16 @@ class Plan:
                 resolved[index] = self._group(optimizer, index)
             r, kept = resolved[index]
             job = kept.get(position)
-            if job is None or not is_current(job, p):
+            if job is None or job.leaf is not p or "step" not in job.home or (job.layout and has_other_pieces(job)):
                 home = optimizer.state[p] if g is not None or p in optimizer.state else {}
                 job = kept[position] = new_job(p, r, home, (index << 32) + position)
-            if job.layout is not None and p not in optimizer.state:
-                self._homeless.append((optimizer.state, job))
-            job.grad, job.group, job.done = gradient(job, g), r.group, False
-            job.present = g is not None
+            job.group, job.done = r.group, False
+            if job.layout is None and g is not None:
+                job.grad = g
+            else:
+                job.grad, job.present = gradient(job, g), g is not None
+                if p not in optimizer.state:
+                    self._homeless.append((optimizer.state, job))
             if job.rests.master is not None:
                 forget_compensation(job)
             jobs.append(job)
@@ -169,20 +172,16 @@ def awaited(p: Tensor) -> bool:
     return layout is not None and bool(layout.sharded)
 
 
-def is_current(job: Job, p: Tensor) -> bool:
-    """Whether a job is still about the tensors that the optimizer has."""
-    if job.leaf is not p or "step" not in job.home:
-        return False
-    if job.layout is None:
-        return True
-    return job.param is local(p) and all(t is local(job.home[name]) for name, t in job.state.items())
+def has_other_pieces(job: Job) -> bool:
+    """Whether somebody exchanged the memory of a DTensor, or of its state."""
+    return job.param is not local(job.leaf) or any(t is not local(job.home[name]) for name, t in job.state.items())
 
 
 def gradient(job: Job, g: Tensor | None) -> Tensor:
     """The gradient of what the job has in hand; zeros where there is none."""
-    if g is None:
+    if g is None or job.layout is None:
         return torch.zeros_like(job.param)
-    return g if job.layout is None else job.layout.aligned(g)
+    return job.layout.aligned(g)
 
 
 def forget_compensation(job: Job) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
     from descend.engine.plan import Plan
 
-Way = Literal["loop", "foreach", "fused", "empty", "loop in pieces", "fused in pieces"]
+Way = Literal["loop", "foreach", "fused", "empty", "loop in pieces", "fused in pieces", "gathered"]
 Totals = list[tuple[Tensor, ...]]
 
 
@@ -36,15 +36,17 @@ def run(rule: type[Optimizer], jobs: list[Job], plan: Plan) -> Totals:
     """
     totals: Totals = []
     try:
-        owners.run([job for job in jobs if is_gathered(rule, job)], lambda whole: _move_whole(rule, whole))
+        ways = _ways(rule, jobs, plan.memory)
+        if ways["gathered"]:
+            owners.run(ways["gathered"], lambda whole: _move_whole(rule, whole))
         absent: list[Job] = []
         while True:
-            ways = _ways(rule, [job for job in jobs if job not in absent] if absent else jobs, plan.memory)
             try:
                 totals = _advance(rule, ways, plan)
                 break
             except Absent as found:
                 absent += found.jobs
+                ways = _ways(rule, [job for job in jobs if job not in absent], plan.memory)
         for job in ways["empty"]:
             job.done = True
     finally:
@@ -97,11 +99,11 @@ def _ways(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> dic
     if before is not None and before[0] == jobs and all(job.present for job in jobs):
         ways: dict[Way, list[Job]] = before[1]
         return ways
-    ways = {"loop": [], "foreach": [], "fused": [], "empty": [], "loop in pieces": [], "fused in pieces": []}
+    ways = {way: [] for way in get_args(Way)}
     for job in jobs:
         if is_gathered(rule, job):
-            continue
-        if job.crosses and profile(rule, job).rounds:
+            ways["gathered"].append(job)
+        elif job.crosses and profile(rule, job).rounds:
             ways["fused in pieces" if job.group["fused"] else "loop in pieces"].append(job)
         elif job.present:
             ways["empty" if job.param.numel() == 0 else chosen(rule, job)].append(job)
