@@ -569,3 +569,47 @@ def partial_gradients() -> Any:
         optimizer.step()
         ends.append(found(optimizer))
     return ends
+
+
+def ascended_with_a_gradient_missing() -> Any:
+    """SAM, whose norm is over all gradients, where one rank has no gradient for its piece; and with zeros in its place."""
+    import descend
+
+    ends = []
+    for gone in (True, False):
+        params = parameters("2 ranks", torch.float64, SHAPES)
+        if params is None:
+            return None
+        optimizer = descend.SAM(descend.Lars(params, lr=0.1))
+
+        def gradients(step: int, params: Any = params, gone: bool = gone) -> None:
+            set_gradients(params, step)
+            if dist.get_rank() == 1:
+                params[3].grad._local_tensor.zero_()
+                params[3].grad = None if gone else params[3].grad
+
+        gradients(0)
+        optimizer.first_step()
+        gradients(1)
+        optimizer.step()
+        ends.append(found(optimizer))
+    return ends
+
+
+def idle_at_first() -> Any:
+    """ZeRO with a first step at lr 0, in which some processes have gradients of zero; and a key of the user's own."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    import descend
+
+    params = small.parameters(torch.float64, SHAPES)
+    optimizer = ZeroRedundancyOptimizer(params, optimizer_class=descend.partitioned(descend.Lamb), lr=0.0)
+    for group in optimizer.optim.param_groups:
+        group["mine"] = object()
+    for step in range(2):
+        for i, p in enumerate(params):
+            p.grad = small.noise(p.shape, p.dtype, step, i) * (0 if step == 0 and i in (2, 3, 4) else 1)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * step
+        optimizer.step()
+    return [p.detach().clone() for p in params]

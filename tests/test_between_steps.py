@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 import pytest
+import small
 import torch
 from torch import nn
 
@@ -200,3 +201,26 @@ def test_a_direction_can_be_multiplied(executor: dict) -> None:
         doubled.step()
         plain.step()
     torch.testing.assert_close(p, q)
+
+
+def test_a_step_that_is_skipped_keeps_no_gradient() -> None:
+    p = nn.Parameter(torch.ones(4))
+    optimizer = descend.AdamW([p], skip_nonfinite=True)
+    p.grad = torch.full((4,), torch.inf)
+    gradient = weakref.ref(p.grad)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert gradient() is None
+    assert torch.equal(p, torch.ones(4))
+
+
+def test_groups_that_come_later_estimate_on_their_own_tensors() -> None:
+    ends = []
+    for capturable in (False, True):
+        params = small.parameters(torch.float32, ((3, 4), (5,)))
+        optimizer = descend.Prodigy(params[:1], capturable=capturable)
+        small.take_steps(optimizer, 3)
+        optimizer.add_param_group({"params": params[1:]})
+        small.take_steps(optimizer, 3, 3)
+        ends.append([float(optimizer.param_groups[1][name]) for name in ("d", "d_max", "k")])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)

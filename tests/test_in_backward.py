@@ -151,6 +151,35 @@ def test_what_needs_all_gradients_is_refused() -> None:
         descend.step_in_backward(model, torch.optim.SGD)  # type: ignore[type-var]
 
 
+def test_guards_hold_in_backward_too() -> None:
+    model = Model()
+    with pytest.raises(ValueError, match="skip_nonfinite=True needs all gradients"):
+        descend.step_in_backward(model, lambda params: descend.AdamW(params, skip_nonfinite=True))
+    optimizer = descend.step_in_backward(model, descend.ScheduleFreeAdamW)
+    train(model, optimizer, 1)
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match="after eval"):
+        model.loss(1).backward()
+
+
+def test_compensation_outlives_evaluations_in_between() -> None:
+    ends = []
+    for early in (False, True):
+        model = Model(torch.bfloat16)
+        optimizer: Any = (
+            descend.step_in_backward(model, descend.ScheduleFreeAdamW)
+            if early
+            else descend.ScheduleFreeAdamW(model.parameters())
+        )
+        for step in range(3):
+            train(model, optimizer, 1, step)
+            optimizer.eval()
+            optimizer.train()
+        ends.append((small.values(optimizer), small.states(optimizer)))
+    assert small.same(ends[0][0], ends[1][0])
+    assert small.same_states(ends[0][1], ends[1][1])
+
+
 def test_a_scaler_is_refused() -> None:
     model = Model(torch.float32)
     optimizer = descend.step_in_backward(model, descend.AdamW)

@@ -317,3 +317,20 @@ def test_frozen_parameters_keep_their_state(processes: Processes, tmp_path: Path
 def test_multi_tensor_falls_back_to_the_loop(processes: Processes, name: str) -> None:
     got = processes.run("spread", "trained", name=name, layout="2 ranks", foreach=True)
     check(got[0], spread.alone(name), 1e-7 if name == "Muon" else 1e-10)
+
+
+def test_the_norm_of_an_ascent_waits_for_nobody(processes: Processes) -> None:
+    got, expected = processes.run("spread", "ascended_with_a_gradient_missing")[0]
+    check(got, expected, 1e-12)
+
+
+def test_processes_that_are_idle_at_first_do_not_hang(processes: Processes) -> None:
+    first, *others = processes.run("spread", "idle_at_first")
+    assert all(small.same(first, other) for other in others)
+
+
+def test_split_bits_of_matrices_that_are_cut_twice(processes: Processes) -> None:
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "master": "split"}
+    got = processes.run("spread", "trained", name="Muon", layout="shards of tensor parallel", **options)[0]
+    expected = spread.alone("Muon", **options)
+    assert small.distance(got["values"], expected["values"], small.parameters(torch.bfloat16, spread.SHAPES)) < 0.05

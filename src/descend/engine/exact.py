@@ -40,7 +40,8 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
 def restored(optimizer: torch.optim.Optimizer, versions: Mapping[Tensor, int]) -> None:
     """Say that parameters are again what they were at these versions, so that their compensation still holds."""
     if isinstance(optimizer, Optimizer):
-        optimizer._plan.restored(versions)
+        for plan in (optimizer._plan, *optimizer._plans_in_backward):
+            plan.restored(versions)
 
 
 def _pieces(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def step_in_backward(model: nn.Module, optimizer_fn: Callable[[Iterable[tuple[st
     Raises:
         TypeError: if it is no optimizer of descend, or wraps one (Lookahead, SAM).
         ValueError: if its rule needs the gradients of all parameters before one moves; the message names the option to
-            change. Also for second-order optimizers and for a model in DistributedDataParallel.
+            change; for ``skip_nonfinite`` too. Also for second-order optimizers and for a model in DistributedDataParallel.
         RuntimeError: at the second backward pass before ``step()``, which would be gradient accumulation, before
             anything has moved; and by a GradScaler's step.
 
@@ -61,11 +61,12 @@ def step_in_backward(model: nn.Module, optimizer_fn: Callable[[Iterable[tuple[st
     optimizer = optimizer_fn(model.named_parameters())
     _check(optimizer)
     moved: set[Tensor] = set()
-    optimizer._in_backward = moved
-    for i, group in enumerate(optimizer.param_groups):
-        for j, p in enumerate(group["params"]):
-            if p.requires_grad:
-                p.register_post_accumulate_grad_hook(partial(_move, optimizer, Plan([(i, j)]), moved))
+    groups = enumerate(optimizer.param_groups)
+    places = [(i, j, p) for i, group in groups for j, p in enumerate(group["params"]) if p.requires_grad]
+    plans = [Plan([(i, j)]) for i, j, _ in places]
+    for (_, _, p), plan in zip(places, plans, strict=True):
+        p.register_post_accumulate_grad_hook(partial(_move, optimizer, plan, moved))
+    optimizer._in_backward, optimizer._plans_in_backward = moved, tuple(plans)
     return optimizer
 
 
@@ -77,6 +78,10 @@ def _check(optimizer: Optimizer) -> None:
         )
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"step_in_backward: {kind} differentiates the gradients, which are to be freed; use another")
+    if any(group["skip_nonfinite"] for group in optimizer.param_groups):
+        raise ValueError(
+            "step_in_backward: skip_nonfinite=True needs all gradients before one parameter moves; set skip_nonfinite=False"
+        )
     if any(profile(type(optimizer), job).overall for job in trial_jobs(optimizer)):
         raise ValueError(
             f"step_in_backward: {kind} needs the gradients of all parameters before one moves; {optimizer.waits_for_all}"

@@ -66,6 +66,7 @@ class Optimizer(torch.optim.Optimizer):
     waits_for_all: ClassVar[str] = ""
     #: Where parameters move as their gradients come, whether one has moved since the last call of step().
     _in_backward: set[Tensor] | None = None
+    _plans_in_backward: tuple[Plan, ...] = ()
     #: Over which processes sums over all tensors go besides, and how many groups these are known to agree about.
     _process_group: Any = None
     _agreed: int = 0
@@ -199,14 +200,16 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._in_backward is not None:
-            self._in_backward.clear()
         rehearsal = self.rehearses()
         self._agree()
         jobs = self._plan.jobs(self)
-        if not rehearsal and not self._overflows() and not self._is_to_skip(jobs):
-            with self._without_autocast():
-                self._run(jobs)
+        if self._in_backward is not None:
+            self._in_backward.clear()
+        if rehearsal or self._overflows() or self._is_to_skip(jobs):
+            self._plan.let_go(jobs)
+            return loss
+        with self._without_autocast():
+            self._run(jobs)
         return loss
 
     def _without_autocast(self) -> ExitStack:
@@ -223,6 +226,9 @@ class Optimizer(torch.optim.Optimizer):
         on_device = all(group["capturable"] for group in self.param_groups)
         return found_inf is not None and not on_device and bool(found_inf.item())
 
+    def _check_mode(self) -> None:
+        """Raise RuntimeError where the parameters are not what gradients belong to."""
+
     def _is_to_skip(self, jobs: list[Job]) -> bool:
         """Whether a gradient of the groups with `skip_nonfinite` is not finite, here or on another process."""
         if not any(group["skip_nonfinite"] for group in self.param_groups):
@@ -234,7 +240,7 @@ class Optimizer(torch.optim.Optimizer):
     def _agree(self) -> None:
         """Before the first step, and after a new group: all processes are about the same parameters and options."""
         if self._agreed != len(self.param_groups):
-            agree(type(self).__name__, self.param_groups, self._process_group)
+            agree(type(self).__name__, self.param_groups, tuple(self.defaults), self._process_group)
             self._agreed = len(self.param_groups)
 
     def sum_over(self, process_group: Any) -> None:
@@ -257,7 +263,8 @@ class Optimizer(torch.optim.Optimizer):
 
         They call it on an optimizer without state, with every lr 0 and every gradient zero.
         """
-        if self.state or not all(_is_zero(group["lr"]) for group in self.param_groups):
+        one_among_others = self._process_group is not None  # who may have gradients where this process has none
+        if self.state or one_among_others or not all(_is_zero(group["lr"]) for group in self.param_groups):
             return False
         params = self._all_params()
         grads = [local(p.grad) for p in params if p.grad is not None]
@@ -329,6 +336,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_alone(self, plan: Plan) -> None:
         """Move the parameters of another plan, by the same options and state."""
+        self._check_mode()
         self._agree()
         with self._without_autocast():
             executors.run(type(self), plan.jobs(self), plan)

@@ -42,7 +42,12 @@ class Plan:
 
     def jobs(self, optimizer: Optimizer) -> list[Job]:
         """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
-        found = [(i, j, p, p.grad) for i, j, p in self._params(optimizer) if p.grad is not None or awaited(p)]
+        moved = optimizer._in_backward or ()
+        found = [
+            (i, j, p, p.grad)
+            for i, j, p in self._params(optimizer)
+            if p.grad is not None or (awaited(p) and p not in moved)
+        ]
         for index, position, _, g in found:
             if g is not None and g.layout is not torch.strided:
                 raise RuntimeError(
@@ -97,6 +102,12 @@ class Plan:
             return list(optimizer.state.values())
         return [optimizer.state.get(p) for _, _, p in self._params(optimizer)]
 
+    def let_go(self, jobs: list[Job]) -> None:
+        """Keep nothing of a step that is not taken: gradients are the user's to free."""
+        for job in jobs:
+            del job.grad
+        self._homeless.clear()
+
     def settle(self) -> None:
         """Give the optimizer the state of parameters that had a gradient elsewhere only, and moved."""
         for states, job in self._homeless:
@@ -131,7 +142,7 @@ def trial_jobs(optimizer: Optimizer) -> list[Job]:
         for p in group["params"]:
             if p.requires_grad:
                 job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
-                job.grad = torch.empty_like(local(p))
+                job.grad = torch.empty_like(local(p), device="meta")
                 if r.group["capturable"]:
                     tell_on_device(job, r)
                 else:

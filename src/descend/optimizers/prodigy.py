@@ -168,13 +168,15 @@ class Prodigy(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with the estimate of the others."""
         super().add_param_group(param_group)
-        self.param_groups[-1].update({name: self.param_groups[0][name] for name in _ESTIMATE})
+        first = {name: self.param_groups[0][name] for name in _ESTIMATE}
+        own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in first.items()}
+        self.param_groups[-1].update(own)
 
     def _run(self, jobs: list[Job]) -> Totals:
         totals = super()._run(jobs)
-        for pairing, size in totals:
+        for pairing, size, *_ in totals:  # a process that has no gradients itself hears of more sums than there are
             for group in self.param_groups:
-                _keep(group, pairing, size, jobs[0].known.get("found_inf"))
+                _keep(group, pairing, size, jobs[0].known.get("found_inf") if jobs else None)
         return totals
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.exact import restored
+from descend.engine.plan import awaited
 from descend.engine.sharding.collectives import norm_of
 from descend.engine.sharding.layout import layout_of, local
 from descend.engine.slots import state_dtype
@@ -164,6 +165,8 @@ class SAM(torch.optim.Optimizer):
         for group in self.base_optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is None:
+                    if awaited(p):  # another process may have a gradient for its piece, and waits for the norm
+                        yield group, p, torch.zeros_like(local(p), dtype=state_dtype(p))
                     continue
                 if p.grad.layout is not torch.strided:
                     raise RuntimeError("SAM: a gradient is sparse; make it dense (sparse=False in nn.Embedding)")

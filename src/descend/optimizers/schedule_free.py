@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
 from descend.engine.exact import read, write
@@ -89,8 +88,6 @@ class ScheduleFree(Optimizer):
         super().add_param_group(param_group)
         self.param_groups[-1].setdefault("train_mode", self.param_groups[0].get("train_mode", True))
 
-    @_disable_dynamo
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move every parameter that has a gradient by one step.
 
@@ -103,12 +100,15 @@ class ScheduleFree(Optimizer):
         Raises:
             RuntimeError: after ``eval()``, while the parameters are not the point that gradients belong to.
         """
+        self._check_mode()
+        return super().step(closure)
+
+    def _check_mode(self) -> None:
         if not all(group["train_mode"] for group in self.param_groups):
             raise RuntimeError(
                 f"{type(self).__name__}: step() after eval(), while the parameters hold the average; "
                 "call optimizer.train() before training goes on"
             )
-        return super().step(closure)
 
 
 class ScheduleFreeAdamW(ScheduleFree):

@@ -49,7 +49,11 @@ def carriers(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> 
         return []
     tiny, bundles = _fresh(rule, jobs, memory, "fused in pieces")
     tables = _Tables()
-    return [*(bundle.carry_on(tables) for bundle in bundles), *(loop.carry(rule, job) for job in tiny)]
+    # In the order of the jobs, which is that of every process, whatever the strides of its pieces make of bundles.
+    order = {id(job): i for i, job in enumerate(jobs)}
+    found = [(order[id(bundle.jobs[0])], bundle.carry_on(tables)) for bundle in bundles]
+    found += [(order[id(job)], loop.carry(rule, job)) for job in tiny]
+    return [carrier for _, carrier in sorted(found, key=lambda pair: pair[0])]
 
 
 def _fresh(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any], key: str) -> tuple[list[Job], list[Bundle]]:
@@ -101,10 +105,12 @@ def compiles(rule: type[Optimizer], job: Job) -> bool:
     8-bit state lie across rows.
     """
     value, shaped = job.value, profile(rule, job).shaped
-    few = value.dim() > 2 and value.size(-1) < _VECTOR and shaped
+    few = value.dim() > 2 and job.whole[-1] < _VECTOR and shaped
+    # Pieces of inner dimensions need not be dense, on some processes and not on others, where sums have to match.
+    inner = job.layout is not None and any(d > 0 for _, d in job.layout.sharded) and bool(profile(rule, job).rounds)
     blocked = shaped and job.rests.length is not None
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
-    served = rule.reach != "matrix" and not few and not blocked
+    served = rule.reach != "matrix" and not few and not blocked and not inner
     # Every process has to come to the same answer, also one whose piece is empty.
     return served and math.prod(job.whole) > 1 and countable and is_dense(value)
 

@@ -112,6 +112,7 @@ class Rounds:
             for job in self._jobs
         ]
         complete([*sums, *bits])
-        absent = [job for job, bit in zip(self._jobs, bits, strict=True) if not bool(bit.values[0] > 0)]
+        present = torch.stack([bit.values[0] for bit in bits]).tolist() if bits else []  # one read by the host
+        absent = [job for job, bit in zip(self._jobs, present, strict=True) if bit == 0]
         if absent:
             raise Absent(absent)

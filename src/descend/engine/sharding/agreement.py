@@ -11,12 +11,13 @@ from torch import Tensor
 from descend.engine.sharding.layout import is_dtensor, meshes
 
 
-def agree(kind: str, groups: Sequence[Mapping[str, Any]], process_group: Any = None) -> None:
+def agree(kind: str, groups: Sequence[Mapping[str, Any]], names: Sequence[str], process_group: Any = None) -> None:
     """Compare with the other processes, once: what differs would otherwise be a hang, or a wrong result.
 
     Args:
         kind: the optimizer's name.
         groups: its parameter groups.
+        names: of its options; what else users put into a group is their own.
         process_group: whose processes have other parameters, and the same options.
 
     Raises:
@@ -24,18 +25,15 @@ def agree(kind: str, groups: Sequence[Mapping[str, Any]], process_group: Any = N
     """
     spread = [p for group in groups for p in group["params"]]
     for mesh, i in meshes(spread):
-        _compare(kind, [*_options(kind, groups), *_parameters(groups)], mesh.get_group(i))
+        _compare(kind, [*_options(kind, groups, names), *_parameters(groups)], mesh.get_group(i))
     if process_group is not None:
-        _compare(kind, _options(kind, groups), process_group)
+        _compare(kind, _options(kind, groups, names), process_group)
 
 
-def _options(kind: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
+def _options(kind: str, groups: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     told = [f"the optimizer is {kind}", f"there are {len(groups)} groups"]
     return told + [
-        f"{name} of group {i} is {_plain(group[name])!r}"
-        for i, group in enumerate(groups)
-        for name in sorted(group)
-        if name not in ("params", "param_names")
+        f"{name} of group {i} is {_plain(group[name])!r}" for i, group in enumerate(groups) for name in sorted(names)
     ]
 
 

@@ -56,7 +56,10 @@ def _by_group(sums: Sequence[Sum]) -> dict[Any, list[tuple[Sum, int]]]:
 
 def any_of(here: Sequence[bool], jobs: Sequence[Job]) -> list[bool]:
     """For each job whether something holds on any of the processes that have a piece of it."""
-    sums = [Sum(job.layout, [torch.tensor(float(x))], [_cut(job.layout)]) for x, job in zip(here, jobs, strict=True)]
+    sums = [
+        Sum(job.layout, [torch.tensor(float(x), device=job.param.device)], [_cut(job.layout)])
+        for x, job in zip(here, jobs, strict=True)
+    ]
     complete(sums)
     return [bool(one.values[0] > 0) for one in sums]
 

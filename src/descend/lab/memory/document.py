@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from descend.lab.memory.measure import IN_BLOCKS, MASTERS, STORAGES, Findings, Losses
@@ -39,7 +40,7 @@ def markdown(found: Findings) -> str:
         ),
         f"## Validation loss of the byte-level GPT after {found.steps} steps, mean of {found.seeds} seeds",
         "Every optimizer at the best of four learning rates, found with float32 state; warm-up and cosine, weight decay 1e-3, the same "
-        "batches and the same initial weights.",
+        "batches and the same initial weights. After ± stands the standard error of the seeds' differences.",
         _grid(["optimizer", "float32 state", "int8 state", "difference", "elements in 8 bits"], _blocks(found)),
         _grid(["weights of AdamW", "loss", "to float32"], _masters(found)),
         "## On what machine",
@@ -85,8 +86,7 @@ def _blocks(found: Findings) -> list[list[str]]:
     rows = []
     for name in IN_BLOCKS:
         usual, blocks = (_of(found, name, "float32", state) for state in ("float32", "int8"))
-        apart = blocks.mean / usual.mean - 1
-        rows.append([name, _each(usual), _each(blocks), f"{apart:+.2%}", f"{blocks.blocked:.1%}"])
+        rows.append([name, _each(usual), _each(blocks), _apart(blocks, usual), f"{blocks.blocked:.1%}"])
     return rows
 
 
@@ -99,10 +99,17 @@ def _masters(found: Findings) -> list[list[str]]:
             [
                 f"bfloat16, master={None if master == 'none' else master!r}",
                 _each(one),
-                f"{one.mean / exact.mean - 1:+.2%}",
+                _apart(one, exact),
             ]
         )
     return rows
+
+
+def _apart(one: Losses, other: Losses) -> str:
+    """The difference of the means, and the standard error of the seeds' differences."""
+    shares = [x / y - 1 for x, y in zip(one.losses, other.losses, strict=True)]
+    error = f" ± {statistics.stdev(shares) / len(shares) ** 0.5:.2%}" if len(shares) > 1 else ""
+    return f"{one.mean / other.mean - 1:+.2%}{error}"
 
 
 def _each(one: Losses) -> str:

@@ -81,7 +81,10 @@ PARTS = ("bytes", "peaks", "times", "losses")
 def measure(parts: Sequence[str], found: Findings, optimizers: Sequence[str], tell: Callable[[str], None]) -> None:
     """Measure some of the parts anew, the others stay as they were found."""
     begin = time.perf_counter()
-    found.environment = machine(torch.device("cpu")) | versions(("torch",))
+    threads = {f"threads for {part}": str(torch.get_num_threads()) for part in parts if part in ("times", "losses")}
+    here = machine(torch.device("cpu")) | versions(("torch",))
+    here.pop("threads", None)
+    found.environment = {**here, **{k: v for k, v in found.environment.items() if k.startswith("threads")}, **threads}
     if "bytes" in parts:
         found.weights = []
         for name in optimizers:
