@@ -59,9 +59,20 @@ class Processes:
     def run(self, module: str, function: str, /, **given: Any) -> list[Any]:
         """What the function returned on each process, by rank.
 
+        A connection that breaks is gloo's affair, so there is a second try then, which is said aloud.
+
         Raises:
             AssertionError: with the traceback of the first that failed, or if one did not answer in time.
         """
+        try:
+            return self._run(module, function, given)
+        except AssertionError as error:
+            if "Connection closed by peer" not in str(error):
+                raise
+            print(f"tried again, for a connection broke: {error}", file=sys.stderr)
+            return self._run(module, function, given)
+
+    def _run(self, module: str, function: str, given: dict[str, Any]) -> list[Any]:
         if not self._running:
             self._start()
         for inbox in self._inboxes:
