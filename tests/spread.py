@@ -166,15 +166,17 @@ class Model(nn.Module):
         return torch.stack([term.double() for term in terms]).sum()
 
 
-def trained_by_fsdp(name: str, ranks: int, steps: int = 3, early: bool = False, **options: Any) -> Any:
-    """Where an optimizer ends under ``fully_shard``."""
+def trained_by_fsdp(
+    name: str, ranks: int, steps: int = 3, early: bool = False, ignored: Sequence[int] = (), **options: Any
+) -> Any:
+    """Where an optimizer ends under ``fully_shard``, some parameters left whole."""
     import descend
 
     on = mesh(ranks)
     if on.get_coordinate() is None:
         return None
     model = Model()
-    fully_shard(model, mesh=on)
+    fully_shard(model, mesh=on, ignored_params={model.weights[i] for i in ignored})
     given = options_of(name, **options)
 
     def make(params: Any) -> Any:

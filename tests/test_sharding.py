@@ -59,6 +59,14 @@ def test_fully_shard_with_empty_pieces(processes: Processes, row: Row) -> None:
     check(processes.run("spread", "trained_by_fsdp", name=row.name, ranks=4)[0], spread.alone(row.name), tolerance(row))
 
 
+@pytest.mark.parametrize("name", ("AdamW", "Lamb", "Prodigy", "Adafactor", "Muon"))
+def test_whole_parameters_beside_pieces(processes: Processes, name: str) -> None:
+    """Sums over all tensors count a parameter that every process has once."""
+    got = processes.run("spread", "trained_by_fsdp", name=name, ranks=2, ignored=[0, 3])
+    check(got[0], spread.alone(name), 1e-7 if name == "Muon" else 1e-10)
+    check(got[1], spread.alone(name), 1e-7 if name == "Muon" else 1e-10)
+
+
 @every_row
 def test_fully_shard_in_backward(processes: Processes, row: Row) -> None:
     possible(row)
