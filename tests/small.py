@@ -94,7 +94,8 @@ def busiest(name: str) -> dict[str, Any]:
         size = sum(optimizer.state_bytes(p, group) for group in optimizer.param_groups for p in group["params"])
         return not same(values(optimizer), before), size
 
-    return max(row.variants, key=weight)
+    # A rule of matrices that hands everything to AdamW keeps more, and is not itself then.
+    return max((options for options in row.variants if not options.get("use_fallback")), key=weight)
 
 
 def busy(row: Row, params: Any, **options: Any) -> torch.optim.Optimizer:

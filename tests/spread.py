@@ -73,8 +73,6 @@ def options_of(name: str, **more: Any) -> dict[str, Any]:
     options.pop("still", None)
     if name == "Prodigy":
         options.pop("slice_p", None)
-    if options.pop("use_fallback", False) and more.get("use_fallback"):
-        options["use_fallback"] = True  # else matrices are treated as such: AdamW's state is larger, and not the point
     return options
 
 
