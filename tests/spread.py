@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from descend.engine.executors import kernels
+from descend.engine.sharding.layout import full
 
 # A vector, one row, few rows (some pieces are empty), odd sizes, a matrix large enough to be factored, a convolution.
 SHAPES = ((5,), (1, 7), (3, 4), (6, 4), (18, 17), (4, 3, 3, 3))
@@ -78,10 +79,7 @@ def options_of(name: str, **more: Any) -> dict[str, Any]:
 
 def whole(x: Any) -> Tensor:
     """A copy of all of a tensor, on every process that has a piece."""
-    if isinstance(x, DTensor) and x.dtype == torch.int16:  # which gloo cannot gather
-        wide = DTensor.from_local(x._local_tensor.int(), x.device_mesh, x.placements, shape=x.shape, stride=x.stride())
-        return whole(wide).to(torch.int16)
-    return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
+    return full(x).detach().clone()
 
 
 def spread(x: Tensor, on: DeviceMesh, placements: Sequence[Any]) -> Tensor:
@@ -99,11 +97,16 @@ def parameters(layout: str, dtype: torch.dtype, shapes: Sequence[tuple[int, ...]
     return [nn.Parameter(spread(p.detach(), on, place(p.shape, i))) for i, p in enumerate(made)]
 
 
+def gradient(p: Tensor, step: int, index: int) -> Tensor:
+    """All of a parameter's gradient."""
+    return small.noise(p.shape, p.dtype, step, index) * (1 + step % 3)
+
+
 def set_gradients(params: Sequence[Any], step: int) -> None:
-    """The same full gradients on every layout."""
+    """The same full gradients on every layout, and in one process."""
     for i, p in enumerate(params):
-        g = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
-        p.grad = spread(g, p.device_mesh, p.placements)
+        g = gradient(p, step, i)
+        p.grad = spread(g, p.device_mesh, p.placements) if isinstance(p, DTensor) else g
 
 
 def take_steps(optimizer: Any, steps: int, start: int = 0) -> None:
@@ -144,11 +147,7 @@ def alone(
 ) -> dict[str, Any]:
     """Where it ends in one process, on ordinary tensors; for the test itself."""
     optimizer = small.make(row_of(name), small.parameters(dtype, shapes), **options_of(name, **options))
-    for step in range(steps):
-        for i, p in enumerate(small.parameters_of(optimizer)):
-            p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
-        optimizer.step()
-        optimizer.zero_grad()
+    take_steps(optimizer, steps)
     return found(optimizer)
 
 
@@ -160,9 +159,7 @@ class Model(nn.Module):
         self.weights = nn.ParameterList(small.parameters(dtype, shapes))
 
     def forward(self, step: int) -> Tensor:
-        terms = [
-            (small.noise(p.shape, p.dtype, step, i) * (1 + step % 3) * p).sum() for i, p in enumerate(self.weights)
-        ]
+        terms = [(gradient(p, step, i) * p).sum() for i, p in enumerate(self.weights)]
         return torch.stack([term.double() for term in terms]).sum()
 
 
@@ -188,10 +185,6 @@ def trained_by_fsdp(
         optimizer.step()
         optimizer.zero_grad()
     return found(optimizer)
-
-
-def rank() -> int:
-    return dist.get_rank()
 
 
 # ------------------------------------------------------------------------------------------------ what it costs
@@ -234,8 +227,9 @@ def alone_with_zeros(name: str, zeros: dict[int, tuple[int, int]], gone: Sequenc
     """The same in one process: rows of some gradients are zero in the second step, others are not there."""
     optimizer = small.make(row_of(name), small.parameters(torch.float64, SHAPES), **options_of(name, **options))
     for step in range(3):
-        for i, p in enumerate(small.parameters_of(optimizer)):
-            p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
+        params = small.parameters_of(optimizer)
+        set_gradients(params, step)
+        for i, p in enumerate(params):
             if step == 1 and i in zeros:
                 p.grad[slice(*zeros[i])] = 0
             if step == 1 and i in gone:
@@ -307,21 +301,17 @@ def refused(
 def wrapped(which: str, layout: str) -> Any:
     """Where Lookahead, SAM and a schedule-free optimizer with evaluations end."""
     params = parameters(layout, torch.bfloat16 if which == "lookahead" else torch.float64, SHAPES)
-    return None if params is None else _wrapped(which, params, set_gradients)
+    return None if params is None else _wrapped(which, params)
 
 
 def wrapped_alone(which: str) -> Any:
     """The same in one process; for the test itself."""
 
-    def plain(params: Sequence[Tensor], step: int) -> None:
-        for i, p in enumerate(params):
-            p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
-
     dtype = torch.bfloat16 if which == "lookahead" else torch.float64
-    return _wrapped(which, small.parameters(dtype, SHAPES), plain)
+    return _wrapped(which, small.parameters(dtype, SHAPES))
 
 
-def _wrapped(which: str, params: list[nn.Parameter], gradients: Callable[[Sequence[Tensor], int], None]) -> Any:
+def _wrapped(which: str, params: list[nn.Parameter]) -> Any:
     import descend
 
     optimizer: Any = {
@@ -330,10 +320,10 @@ def _wrapped(which: str, params: list[nn.Parameter], gradients: Callable[[Sequen
         "schedule-free": lambda: descend.ScheduleFreeAdamW(params, lr=0.1),
     }[which]()
     for step in range(5):
-        gradients(params, step)
+        set_gradients(params, step)
         if which == "sam":
             optimizer.first_step()
-            gradients(params, step + 100)
+            set_gradients(params, step + 100)
         optimizer.step()
         if which == "schedule-free":
             optimizer.eval()
@@ -444,8 +434,7 @@ def trained_by_zero(name: str, **options: Any) -> Any:
     given = {"lr": row_of(name).lr, **options_of(name, **options)}
     optimizer = ZeroRedundancyOptimizer(params, optimizer_class=kind, **given)
     for step in range(3):
-        for i, p in enumerate(params):
-            p.grad = small.noise(p.shape, p.dtype, step, i) * (1 + step % 3)
+        set_gradients(params, step)
         optimizer.step()
     return [p.detach().clone() for p in params]
 
@@ -532,7 +521,7 @@ def trained_by_torch(name: str, way: str, **options: Any) -> Any:
     return found(optimizer)
 
 
-def frozen_in_between(layout: str, folder: str) -> Any:
+def frozen_in_between(layout: str) -> Any:
     """Whether state of a parameter that is frozen, and of one that comes late, is there after a checkpoint."""
     import descend
 

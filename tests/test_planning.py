@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from descend.lab import planning
 from descend.lab.commands import app
 
 SHAPES = [(20, 18), (20, 18), (20,), (33, 7), (4, 3, 3, 3)]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    pool = Processes()
-    yield pool
-    pool.stop()
 
 
 @pytest.mark.parametrize("ranks", (2, 4))

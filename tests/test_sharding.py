@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from processes import Processes
 import descend
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Processes]:
-    pool = Processes()
-    yield pool
-    pool.stop()
 
 
 def possible(row: Row) -> None:
@@ -315,8 +307,8 @@ def test_gradients_that_are_partial_are_summed_first(processes: Processes) -> No
     check(got, expected, 1e-10)
 
 
-def test_frozen_parameters_keep_their_state(processes: Processes, tmp_path: Path) -> None:
-    before, after = processes.run("spread", "frozen_in_between", layout="3 ranks", folder=str(tmp_path))[0]
+def test_frozen_parameters_keep_their_state(processes: Processes) -> None:
+    before, after = processes.run("spread", "frozen_in_between", layout="3 ranks")[0]
     assert small.same_states(before["states"], after["states"])
     assert before["states"][2]
 

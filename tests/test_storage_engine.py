@@ -219,12 +219,12 @@ def test_a_step_that_raises_midway_keeps_the_compensation_of_those_that_moved(mo
     p, q, alone = (nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16)) for _ in range(3))
     together = descend.AdamW([p, q], lr=1e-3, master="kahan", foreach=False)
     apart = descend.AdamW([alone], lr=1e-3, master="kahan", foreach=False)
-    carried = loop.advance_stored
+    carried = loop.advanced
 
-    def fails_on_the_second(rule: Any, rests: Any, maths: Any, x: Tensor, *rest: Any) -> None:
+    def fails_on_the_second(rule: Any, rests: Any, maths: Any, x: Tensor, *rest: Any, **more: Any) -> Any:
         if x.data_ptr() == q.data_ptr():
             raise RuntimeError("no more")
-        carried(rule, rests, maths, x, *rest)
+        return carried(rule, rests, maths, x, *rest, **more)
 
     for step in range(4):
         for x in (p, q, alone):
@@ -232,7 +232,7 @@ def test_a_step_that_raises_midway_keeps_the_compensation_of_those_that_moved(mo
         apart.step()
         with monkeypatch.context() as patch:
             if step == 1:
-                patch.setattr(loop, "advance_stored", fails_on_the_second)
+                patch.setattr(loop, "advanced", fails_on_the_second)
                 with pytest.raises(RuntimeError, match="no more"):
                     together.step()
             else:

@@ -23,7 +23,7 @@ from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan
 from descend.engine.sharding.agreement import agree
 from descend.engine.sharding.collectives import anywhere
-from descend.engine.sharding.layout import check_layout, layout_of, local
+from descend.engine.sharding.layout import check_layout, fresh, local
 from descend.engine.slots import Slot
 from descend.engine.storage import Stochastic, rest
 from descend.engine.text import take
@@ -147,22 +147,23 @@ class Optimizer(torch.optim.Optimizer):
         if merged.get("corrected_weight_decay") and "max_lr_snapshot" not in group:
             group["max_lr_snapshot"] = float(self.defaults["lr"])
         super().add_param_group(group)
-        for group in self.param_groups[-1:]:
-            for i, p in enumerate(group["params"]):
-                names = group.get("param_names")
-                try:
-                    h = SimpleNamespace(**group)
-                    _, rests = rest(self.slots(h, p), h, p)
-                    check_layout(p, rests.length, isinstance(rests.master, Stochastic), self.needs_whole(h))
-                except ValueError as error:
-                    self.param_groups.pop()
-                    raise ValueError(f"{kind}: parameter {names[i] if names else i}: {error}") from None
-        if isinstance(param_group.get("state_dtype"), Mapping):
-            try:
+        try:
+            self._check_state(self.param_groups[-1])
+            if isinstance(param_group.get("state_dtype"), Mapping):
                 self._check_state_names(param_group["state_dtype"], self.param_groups[-1:])
-            except ValueError:
-                self.param_groups.pop()
-                raise
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _check_state(self, group: dict[str, Any]) -> None:
+        """Raise for a parameter that cannot have its state as the group asks for it, or where it lies."""
+        h, names = SimpleNamespace(**group), group.get("param_names")
+        for i, p in enumerate(group["params"]):
+            try:
+                _, rests = rest(self.slots(h, p), h, p)
+                check_layout(p, rests.length, isinstance(rests.master, Stochastic), self.needs_whole(h))
+            except ValueError as error:
+                raise ValueError(f"{type(self).__name__}: parameter {names[i] if names else i}: {error}") from None
 
     def _check_state_names(self, chosen: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
         """Raise for a storage of a state that none of the parameters has."""
@@ -297,10 +298,8 @@ class Optimizer(torch.optim.Optimizer):
         """Bytes of state that this optimizer keeps for one parameter, or for its piece, without making any."""
         h = SimpleNamespace(**(group or self.defaults))
         slots, _ = rest(self.slots(h, param), h, param)
-        layout = layout_of(param)
         meta = torch.empty_like(local(param), device="meta")
-        made = [slot.new(meta) if layout is None else layout.new(slot, param, meta) for slot in slots.values()]
-        tensors = [local(t) for t in made]
+        tensors = [local(fresh(slot, param, meta)) for slot in slots.values()]
         return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(self.carried)
 
     # ------------------------------------------------------------------ what a step works on

@@ -12,7 +12,7 @@ from torch import Tensor
 from descend.engine.counters import Counters
 from descend.engine.job import Job
 from descend.engine.resolved import Resolved
-from descend.engine.sharding.layout import layout_of, local
+from descend.engine.sharding.layout import fresh, layout_of, local
 from descend.engine.storage import rest
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Plan:
             job.group, job.done = r.group, False
             if job.layout is None and g is not None:
                 job.grad = g
-            else:
-                job.grad, job.present = gradient(job, g), g is not None
+            elif job.layout is not None:
+                job.grad, job.present = job.layout.gradient(p), g is not None
                 if p not in optimizer.state:
                     self._homeless.append((optimizer.state, job))
             if job.rests.master is not None:
@@ -169,7 +169,7 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     layout = layout_of(p)
     for name, slot in resting.items():
         if name not in state:
-            state[name] = slot.new(p if like is None else like) if layout is None else layout.new(slot, p, like)
+            state[name] = fresh(slot, p, like)
     units = r.rule.reach in ("elementwise", "tensor") or r.rule.by_units
     units = units and all(slot.like_parameter for slot in slots.values())
     here = state if layout is None else {name: local(state[name]) for name in resting}
@@ -186,13 +186,6 @@ def awaited(p: Tensor) -> bool:
 def has_other_pieces(job: Job) -> bool:
     """Whether somebody exchanged the memory of a DTensor, or of its state."""
     return job.param is not local(job.leaf) or any(t is not local(job.home[name]) for name, t in job.state.items())
-
-
-def gradient(job: Job, g: Tensor | None) -> Tensor:
-    """The gradient of what the job has in hand; zeros where there is none."""
-    if g is None or job.layout is None:
-        return torch.zeros_like(job.param)
-    return job.layout.aligned(g)
 
 
 def forget_compensation(job: Job) -> None:

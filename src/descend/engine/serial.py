@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from descend.engine.sharding.layout import Layout, is_dtensor, layout_of, local
+from descend.engine.sharding.layout import Layout, fresh, full, layout_of, local
 from descend.engine.slots import Slot
 from descend.engine.storage import MASTERS_STATE, packed, rest, unpacked
 
@@ -144,7 +144,7 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
     slots = optimizer.slots(h, p)
     resting, rests = rest(slots, h, p)
     blocks = dict(rests.blocks)
-    layout, here = layout_of(p), local(p)
+    layout = layout_of(p)
     placed: dict[str, Any] = {}
     for name, value in entry.items():
         scalar = name == "step" or name in optimizer.carried
@@ -153,7 +153,7 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
             dtype = torch.float32 if name == "step" else torch.float64
             placed[name] = torch.as_tensor(value, dtype=dtype, device=device).clone().reshape(())
         elif name in slots:
-            fresh = slots[name].new(here) if layout is None else local(layout.new(slots[name], p))
+            start = local(fresh(slots[name], p))
             value = _here(torch.as_tensor(value), layout, slots[name])
             scale = entry.get(f"{name}_scale")
             if scale is not None:
@@ -164,12 +164,12 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
                 continue
             if scale is not None:
                 value = unpacked(value, scale)
-            if value.numel() != fresh.numel() or (value.shape != fresh.shape and value.dim() == fresh.dim()):
+            if value.numel() != start.numel() or (value.shape != start.shape and value.dim() == start.dim()):
                 raise ValueError(
-                    f"{kind}: state {name!r} has shape {tuple(value.shape)}, expected {tuple(fresh.shape)} "
+                    f"{kind}: state {name!r} has shape {tuple(value.shape)}, expected {tuple(start.shape)} "
                     f"for a parameter of shape {tuple(p.shape)}"
                 )
-            value = fresh.copy_(value.reshape(fresh.shape))
+            value = start.copy_(value.reshape(start.shape))
             if name in blocks:
                 placed |= packed(name, blocks[name], value)
             else:
@@ -193,9 +193,4 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
 
 def _here(value: Tensor, layout: Layout | None, slot: Slot) -> Tensor:
     """This process's piece of a value, wherever it has been."""
-    if layout is None:
-        return value.full_tensor() if is_dtensor(value) else value  # type: ignore[attr-defined]
-    placements = layout.placed(slot)
-    if not is_dtensor(value):
-        return local(layout.spread(value.to(layout.mesh.device_type), placements))
-    return local(value.redistribute(layout.mesh, placements))  # type: ignore[attr-defined]
+    return full(value) if layout is None else layout.here(value, layout.placed(slot))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -36,24 +36,6 @@ def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
     rule.move(p, g, s, k)
 
 
-def advance_stored(
-    rule: type[Rule],
-    rests: Rests,
-    maths: torch.dtype,
-    p: Tensor,
-    g: Tensor,
-    s: Mapping[str, Tensor],
-    k: Known,
-    dice: Dice | None = None,
-) -> None:
-    """Run the text on values in the dtype of the maths, and store what does not rest as such."""
-    for resting, value in advanced(rule, rests, maths, p, g, s, k, dice, apart=k.skips):
-        if k.skips:
-            resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
-        elif value is not resting:
-            resting.copy_(value)
-
-
 def advanced(
     rule: type[Rule],
     rests: Rests,
@@ -71,6 +53,15 @@ def advanced(
         p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
     advance(rule, p_value, g.to(maths), State(state), k)
     return rests.store(p, s, p_value, state, dice)
+
+
+def put(stored: Iterable[tuple[Tensor, Tensor]], k: Known) -> None:
+    """Let every resting tensor become what :func:`advanced` gave for it."""
+    for resting, value in stored:
+        if k.skips:
+            resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
+        elif value is not resting:
+            resting.copy_(value)
 
 
 def cast_scalars(k: Known, maths: torch.dtype) -> Known:

@@ -164,14 +164,12 @@ class SAM(torch.optim.Optimizer):
         """Each group, parameter and gradient, the latter what this process has of it in the dtype of the maths."""
         for group in self.base_optimizer.param_groups:
             for p in group["params"]:
-                if p.grad is None:
-                    if awaited(p):  # another process may have a gradient for its piece, and waits for the norm
-                        yield group, p, torch.zeros_like(local(p), dtype=state_dtype(p))
+                if p.grad is None and not awaited(p):
                     continue
-                if p.grad.layout is not torch.strided:
+                if p.grad is not None and p.grad.layout is not torch.strided:
                     raise RuntimeError("SAM: a gradient is sparse; make it dense (sparse=False in nn.Embedding)")
                 layout = layout_of(p)
-                yield group, p, (p.grad if layout is None else layout.aligned(p.grad)).to(state_dtype(p))
+                yield group, p, (p.grad if layout is None else layout.gradient(p)).to(state_dtype(p))
 
     @torch.no_grad()
     def _come_back(self) -> None:

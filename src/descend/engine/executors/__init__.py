@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.executors import foreach, fused, loop
-from descend.engine.executors.profile import profile
+from descend.engine.executors.profile import falls_back, profile
 from descend.engine.executors.rounds import Absent, Rounds
 from descend.engine.job import Job
 from descend.engine.sharding import owners
@@ -85,7 +85,7 @@ def is_gathered(rule: type[Optimizer], job: Job) -> bool:
     """Whether a parameter in pieces is put together for its step: rules of matrices, and state of another shape."""
     if not job.crosses:
         return False
-    of_matrices = rule.reach == "matrix" and not job.known.get("fallback")
+    of_matrices = rule.reach == "matrix" and not falls_back(job)
     return of_matrices or any(slot.shape is not None for slot in job.slots.values())
 
 

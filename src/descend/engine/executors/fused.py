@@ -51,7 +51,7 @@ def carriers(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> 
     tables = _Tables()
     # In the order of the jobs, which is that of every process, whatever the strides of its pieces make of bundles.
     order = {id(job): i for i, job in enumerate(jobs)}
-    found = [(order[id(bundle.jobs[0])], bundle.carry_on(tables)) for bundle in bundles]
+    found = [(order[id(bundle.jobs[0])], bundle.passes([], tables)) for bundle in bundles]
     found += [(order[id(job)], loop.carry(rule, job)) for job in tiny]
     return [carrier for _, carrier in sorted(found, key=lambda pair: pair[0])]
 
@@ -183,7 +183,7 @@ def _with_places(table: Tensor, signature: Signature, jobs: Sequence[Job]) -> Te
     for job in [*jobs, *[jobs[0]] * (signature.bundle - len(jobs))]:
         assert job.layout is not None
         sizes = job.whole if signature.shaped else (math.prod(job.whole),)
-        rows.append([job.layout.first(), *job.layout.slice_lengths(), *sizes])
+        rows.append([job.layout.first, *job.layout.slice_lengths(), *sizes])
     places = torch.tensor(rows, dtype=torch.float64).to(signature.device, non_blocking=True)
     return torch.cat([table, places], 1)
 
@@ -259,41 +259,28 @@ class Bundle:
 
     def carry(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> tuple[Any, ...] | None:
         """Run the passes; the partial sums where the bundle has to wait for the other tensors."""
-        grads, table = self._grads(), tables.table(self.signature, self.jobs)
-        sums: list[tuple[Tensor, ...]] = []
-        overall = 0
-        for stage, (scope, _) in enumerate(self.signature.rounds):
-            if scope == "overall" and overall < len(totals):
-                where = self.signature.device, self.signature.maths
-                sums.append((torch.stack([total.to(*where) for total in totals[overall]]),))
-                overall += 1
-                continue
-            partial = self._call(stage, grads, table, sums)
-            if scope == "overall":
-                return tuple(partial) if self.signature.shaped else partial[0][: len(self.jobs)].sum(0).unbind(0)
-            sums.append(tuple(partial))
-        self._call(len(self.signature.rounds), grads, table, sums)
-        self._moved()
-        return None
+        ask = next(self.passes(totals, tables), None)
+        return None if ask is None else tuple(ask.partials)
 
-    def carry_on(self, tables: _Tables) -> Carrier:
-        """The passes for pieces: all sums go over the processes in between."""
+    def passes(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> Carrier:
+        """Run the passes, asking for sums over all tensors that `totals` lacks, and over pieces for all."""
         grads, table = self._grads(), tables.table(self.signature, self.jobs)
+        shaped, where = self.signature.shaped, (self.signature.device, self.signature.maths)
+        known = iter(totals)
         sums: list[tuple[Tensor, ...]] = []
         for stage, (scope, dims) in enumerate(self.signature.rounds):
-            partial = self._call(stage, grads, table, sums)
-            if scope == "overall":
-                mine = list(partial) if self.signature.shaped else [*partial[0][: len(self.jobs)].sum(0).unbind(0)]
-                (answer,) = yield Ask(scope, self.jobs[:1], [mine], dims)
-                sums.append((torch.stack([x.to(self.signature.maths) for x in answer]),))
-            else:
-                dims = dims if self.signature.shaped else (None,)
-                (answer,) = yield Ask(scope, self.jobs[:1], [list(partial)], dims)
-                sums.append(tuple(answer))
+            total = next(known, None) if scope == "overall" else None
+            if total is None:
+                partial = self._call(stage, grads, table, sums)
+                if scope == "own":
+                    if self.signature.in_pieces:
+                        partial = yield Ask(scope, self.jobs[0], list(partial), dims if shaped else (None,))
+                    sums.append(tuple(partial))
+                    continue
+                mine = partial if shaped else partial[0][: len(self.jobs)].sum(0).unbind(0)
+                total = tuple((yield Ask(scope, self.jobs[0], list(mine), dims)))
+            sums.append((torch.stack([x.to(*where) for x in total]),))
         self._call(len(self.signature.rounds), grads, table, sums)
-        self._moved()
-
-    def _moved(self) -> None:
         increment_version(self._leaves)
         for job in self.jobs:
             job.done = True

@@ -23,7 +23,7 @@ from descend.engine.job import Job
 from descend.engine.known import Across, Dims, Known, State
 from descend.engine.slots import Slot
 from descend.engine.storage import Dice, Rests
-from descend.engine.text import advance, advance_stored, cast_scalars
+from descend.engine.text import advance, advanced, cast_scalars, put
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -187,7 +187,7 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
             if final:
                 exact = dict(zip(names, row, strict=False))  # in double precision, which places need
                 dice = Dice(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
-                advance_stored(rule, rests, maths, p, g, s, k, dice)
+                put(advanced(rule, rests, maths, p, g, s, k, dice, apart=k.skips), k)
             else:
                 value, copies = rests.load(p, s, maths)
                 copies = {name: t.clone() for name, t in copies.items()}

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from descend.engine.executors.profile import Profile, Scope, profile
 from descend.engine.executors.rounds import Ask, Carrier
 from descend.engine.job import Job, flatten, is_dense, real, values_of
 from descend.engine.known import Across, Dims, Known, OverallKnown, Pause, State
-from descend.engine.text import advance, advance_stored, advanced, cast_scalars
+from descend.engine.text import advance, advanced, cast_scalars, put
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -41,7 +40,7 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
             continue
         for first, p, g, s in _pieces(job, needs.whole, k):
             k.across = OverallKnown(there)
-            advance_stored(rule, job.rests, job.maths, p, g, s, k, job.dice(first))
+            put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
         job.done = True
     return partials
 
@@ -118,10 +117,8 @@ def carry(rule: type[Optimizer], job: Job) -> Carrier:
         except Pause as pause:
             scope: Scope = "own" if pause.dims else "overall"
             dims = pause.dims or (None,) * len(pause.partials)
-            (answer,) = yield Ask(scope, [job], [list(pause.partials)], dims)
-            known.append(tuple(answer))
-    for resting, value in stored:
-        resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)) if k.skips else value)
+            known.append(tuple((yield Ask(scope, job, list(pause.partials), dims))))
+    put(stored, k)
     job.done = True
 
 

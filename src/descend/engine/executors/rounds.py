@@ -19,23 +19,22 @@ from descend.engine.sharding.collectives import Sum, complete
 
 @dataclass
 class Ask:
-    """Sums that some jobs wait for.
+    """Sums that a carrier waits for.
 
     Attributes:
-        scope: over their own elements, or over those of all tensors.
-        jobs: whose they are.
-        partials: for each job the sums over its piece.
+        scope: over the elements of its own tensors, or over those of all tensors.
+        job: whose they are; of several that one kernel carries the first, for they lie alike.
+        partials: the sums over what is here.
         dims: of each sum, the dimensions that it goes along; None: all.
     """
 
     scope: Scope
-    jobs: list[Job]
-    partials: list[list[Tensor]]
+    job: Job
+    partials: list[Tensor]
     dims: tuple[Dims, ...]
 
 
-Answers = list[list[Tensor]]
-Carrier = Generator[Ask, Answers, None]
+Carrier = Generator[Ask, list[Tensor], None]
 
 
 class Absent(Exception):
@@ -51,11 +50,11 @@ class Rounds:
 
     Args:
         carriers: of the parameters in pieces, the same ones in the same order on every process.
-        jobs: all of these parameters.
+        jobs: all of these parameters, of which others have the rest.
     """
 
     def __init__(self, carriers: Sequence[Carrier], jobs: Sequence[Job]) -> None:
-        self._jobs = [job for job in jobs if job.crosses]
+        self._jobs = jobs
         self._known = False
         self._waiting: list[tuple[Carrier, Ask]] = []
         for carrier in carriers:
@@ -65,7 +64,7 @@ class Rounds:
         """Carry on with the latest sums over all tensors, until the end or until the next are needed.
 
         Returns:
-            For each job that waits for the next its sums, complete over the processes.
+            For each that waits for the next its sums, complete over the processes.
 
         Raises:
             Absent: before anything has moved.
@@ -73,7 +72,7 @@ class Rounds:
         waiting, self._waiting = self._waiting, []
         for carrier, ask in waiting:
             if total is not None and ask.scope == "overall":
-                self._go_on(carrier, [[x.to(p.device) for x, p in zip(total, ask.partials[0], strict=True)]])
+                self._go_on(carrier, [x.to(partial.device) for x, partial in zip(total, ask.partials, strict=True)])
             else:
                 self._waiting.append((carrier, ask))
         while any(ask.scope == "own" for _, ask in self._waiting):
@@ -81,29 +80,30 @@ class Rounds:
             self._waiting = [(carrier, ask) for carrier, ask in self._waiting if ask.scope != "own"]
             for (carrier, _), answer in zip(now, self._sum([ask for _, ask in now]), strict=True):
                 self._go_on(carrier, answer)
-        return [tuple(values) for answer in self._sum([ask for _, ask in self._waiting]) for values in answer]
+        return [tuple(answer) for answer in self._sum([ask for _, ask in self._waiting])]
 
-    def _go_on(self, carrier: Carrier, answer: Answers | None) -> None:
+    def _go_on(self, carrier: Carrier, answer: list[Tensor] | None) -> None:
         try:
             ask = next(carrier) if answer is None else carrier.send(answer)
         except StopIteration:
             return
         self._waiting.append((carrier, ask))
 
-    def _sum(self, asks: Sequence[Ask]) -> list[Answers]:
+    def _sum(self, asks: Sequence[Ask]) -> list[list[Tensor]]:
         sums = [
-            [
-                Sum(job.layout, list(values), [job.crossed(dims if ask.scope == "own" else None) for dims in ask.dims])
-                for job, values in zip(ask.jobs, ask.partials, strict=True)
-            ]
+            Sum(
+                ask.job.layout,
+                list(ask.partials),
+                [ask.job.crossed(dims if ask.scope == "own" else None) for dims in ask.dims],
+            )
             for ask in asks
         ]
         if asks and not self._known:
             self._known = True
-            self._with_presence([one for each in sums for one in each])
+            self._with_presence(sums)
         else:
-            complete([one for each in sums for one in each])
-        return [[one.values for one in each] for each in sums]
+            complete(sums)
+        return [one.values for one in sums]
 
     def _with_presence(self, sums: list[Sum]) -> None:
         """The first collective also says who has a gradient anywhere."""

@@ -57,7 +57,7 @@ def _by_group(sums: Sequence[Sum]) -> dict[Any, list[tuple[Sum, int]]]:
 def any_of(here: Sequence[bool], jobs: Sequence[Job]) -> list[bool]:
     """For each job whether something holds on any of the processes that have a piece of it."""
     sums = [
-        Sum(job.layout, [torch.tensor(float(x), device=job.param.device)], [_cut(job.layout)])
+        Sum(job.layout, [torch.tensor(float(x), device=job.param.device)], [job.crossed(None)])
         for x, job in zip(here, jobs, strict=True)
     ]
     complete(sums)
@@ -95,12 +95,8 @@ def norm_of(params: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:
     sums = []
     for p, x in zip(params, pieces, strict=True):
         layout, norm = layout_of(p), torch.linalg.vector_norm(x)
-        sums.append(Sum(layout, [norm * norm], [_cut(layout)]))
+        sums.append(Sum(layout, [norm * norm], [layout.crossed(None) if layout else ()]))
     complete(sums)
     if not sums:
         return torch.zeros(())
     return torch.sqrt(torch.stack([one.values[0].to(sums[0].values[0]) for one in sums]).sum())
-
-
-def _cut(layout: Layout | None) -> tuple[int, ...]:
-    return tuple(i for i, _ in layout.sharded) if layout is not None else ()

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +54,7 @@ class Layout:
     offset: tuple[int, ...]
     piece: tuple[int, ...]
 
-    @property
+    @cached_property
     def sharded(self) -> tuple[tuple[int, int], ...]:
         """Dimensions of the mesh with more than one process, each with the dimension of the parameter that it cuts."""
         return tuple(
@@ -106,8 +107,7 @@ class Layout:
         """A DTensor of this shape whose piece is here."""
         from torch.distributed.tensor import DTensor
 
-        stride = torch.empty(shape, device="meta").stride()
-        whole = torch.Size(shape)
+        whole, stride = torch.Size(shape), _strides(shape)
         return DTensor.from_local(piece, self.mesh, placements, run_check=False, shape=whole, stride=stride)
 
     def spread(self, whole: Tensor, placements: tuple[Placement, ...]) -> Tensor:
@@ -118,20 +118,57 @@ class Layout:
         kept = DTensor.from_local(whole, self.mesh, everywhere, run_check=False).redistribute(self.mesh, placements)
         return self.wrap(local(kept).clone(), placements, tuple(whole.shape))
 
-    def aligned(self, g: Tensor) -> Tensor:
-        """This process's piece of a gradient, in the parameter's placement: where sequences are cut, it may be partial."""
-        if is_dtensor(g) and (g.placements != self.placements or g.device_mesh != self.mesh):  # type: ignore[attr-defined]
-            g = g.redistribute(self.mesh, self.placements)  # type: ignore[attr-defined]
-        return local(g)
+    def here(self, x: Tensor, placements: tuple[Placement, ...]) -> Tensor:
+        """This process's piece of a tensor, wherever it has been: whole, in other pieces, or still to be summed."""
+        if not is_dtensor(x):
+            return local(self.spread(x.to(self.mesh.device_type), placements))
+        if tuple(x.placements) != placements or x.device_mesh != self.mesh:  # type: ignore[attr-defined]
+            x = x.redistribute(self.mesh, placements)  # type: ignore[attr-defined]
+        return local(x)
 
+    def gradient(self, p: Tensor) -> Tensor:
+        """What is here of a parameter's gradient; zeros where another process may have one and this has none."""
+        return torch.zeros_like(local(p)) if p.grad is None else self.here(p.grad, self.placements)
+
+    @cached_property
     def first(self) -> int:
         """The place of the piece's first element among all of the parameter's."""
-        strides = torch.empty(self.shape, device="meta").stride()
-        return sum(o * s for o, s in zip(self.offset, strides, strict=True))
+        return sum(o * s for o, s in zip(self.offset, _strides(self.shape), strict=True))
 
     def slice_lengths(self) -> tuple[int, int]:
         """Elements of a slice of dimension 0, here and on the whole."""
         return math.prod(self.piece[1:]), math.prod(self.shape[1:])
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a contiguous tensor."""
+    return torch.empty(shape, device="meta").stride()
+
+
+def full(x: Any) -> Tensor:
+    """All of a tensor, on every process; of 16-bit integers too, which no backend gathers."""
+    if not is_dtensor(x):
+        return x
+    if x.dtype != torch.int16:
+        return x.full_tensor()
+    from torch.distributed.tensor import DTensor
+
+    wide = DTensor.from_local(
+        local(x).int(), x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride()
+    )
+    return wide.full_tensor().to(torch.int16)
+
+
+def fresh(slot: Slot, p: Tensor, like: Tensor | None = None) -> Tensor:
+    """A new tensor of a parameter's state, placed as the parameter is.
+
+    Args:
+        slot: what to make.
+        p: the parameter.
+        like: the parameter, or its piece, on the device that the state is wanted on; None: on its own.
+    """
+    layout = layout_of(p)
+    return slot.new(p if like is None else like) if layout is None else layout.new(slot, p, like)
 
 
 def layout_of(p: Tensor) -> Layout | None:

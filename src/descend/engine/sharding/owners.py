@@ -16,7 +16,7 @@ from torch import Tensor
 
 from descend.engine.job import Job
 from descend.engine.sharding.collectives import any_of
-from descend.engine.sharding.layout import local
+from descend.engine.sharding.layout import full, local
 
 Move = Callable[[Job], None]
 
@@ -221,7 +221,7 @@ def _everywhere(job: Job, move: Move) -> None:
         job.leaf,
         *(job.home[name] for name in job.resting),
     ]
-    found = [_full(x) for x in tensors]
+    found = [full(x).clone() for x in tensors]
     whole = _whole(job, found, True)
     move(whole)
     placed = [layout.placements, *(layout.placed(slot) for slot in job.resting.values())]
@@ -229,18 +229,6 @@ def _everywhere(job: Job, move: Move) -> None:
     for piece, value, placements in zip(here, (whole.param, *whole.state.values()), placed, strict=True):
         piece.copy_(local(layout.spread(value, placements)))
     job.done = whole.done
-
-
-def _full(x: Any) -> Tensor:
-    """All of a tensor, also of 16-bit integers, which no backend gathers."""
-    if x.dtype != torch.int16:
-        return x.full_tensor().clone()
-    from torch.distributed.tensor import DTensor
-
-    wide = DTensor.from_local(
-        local(x).int(), x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride()
-    )
-    return wide.full_tensor().to(torch.int16)
 
 
 # ------------------------------------------------------------------ bytes
