@@ -20,14 +20,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.nn.functional as F
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import descend
 from descend.lab.race import warmup_cosine
-from descend.lab.tasks import GPT, stdlib_source
+from descend.lab.tasks import GPT, tasks
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -59,7 +58,8 @@ def main() -> None:
     device = "cuda" if cuda else "cpu"
     if given.batch_size % world:
         raise SystemExit(f"--batch-size {given.batch_size} does not divide into {world} processes")
-    data = stdlib_source().to(device)
+    task = tasks()["gpt"]
+    data = task.load().to(device)
 
     torch.manual_seed(0)
     model = GPT(given.dim, given.depth).to(device)
@@ -82,8 +82,7 @@ def main() -> None:
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             group["lr"] = base * warmup_cosine(step, given.steps, 0.1)
         mine = order[step].chunk(world)[rank]
-        logits = model(data.inputs[mine])
-        loss = F.cross_entropy(logits.flatten(0, -2), data.targets[mine].flatten().long())
+        loss = task.loss(model, data.inputs[mine], data.targets[mine])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -93,17 +92,10 @@ def main() -> None:
             save(model, optimizer, given.folder, step + 1)
             if rank == 0:
                 print(f"step {step + 1:5d}  loss {mean.item() / world:.6f}", flush=True)
-    final = judge(model, data)
+    final, _ = task.judge(model, data)  # on every process, since each layer's weights come from all
     if rank == 0:
         print(f"validation loss {final:.6f}", flush=True)
     dist.destroy_process_group()
-
-
-@torch.no_grad()
-def judge(model: GPT, data: object) -> float:
-    """The validation loss; every process takes all examples, since each layer's weights come from all."""
-    logits = model(data.val_inputs)
-    return F.cross_entropy(logits.flatten(0, -2), data.val_targets.flatten().long()).item()
 
 
 def save(model: GPT, optimizer: torch.optim.Optimizer, folder: Path, step: int) -> None:

@@ -326,7 +326,7 @@ def on_many_machines() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "random bits follow the shard", "torchao", "engine/job.py",
-        "            first += self.layout.first()\n", "", SHARDING, "same_bits and AdamW and stochastic",
+        "            first += self.layout.first\n", "", SHARDING, "same_bits and AdamW and stochastic",
     )  # fmt: skip
     yield Bug(
         "sums go over all processes, replicas too", "Prodigy, Adam-mini", "engine/sharding/layout.py",

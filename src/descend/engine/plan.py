@@ -44,9 +44,9 @@ class Plan:
         """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
         moved = optimizer._in_backward or ()
         found = [
-            (i, j, p, p.grad)
+            (i, j, p, g)
             for i, j, p in self._params(optimizer)
-            if p.grad is not None or (awaited(p) and p not in moved)
+            if (g := p.grad) is not None or (awaited(p) and p not in moved)
         ]
         for index, position, _, g in found:
             if g is not None and g.layout is not torch.strided:

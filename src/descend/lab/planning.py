@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 import descend
 from descend.lab.bench.traffic import bytes_of
+from descend.lab.grid import grid
 
 Shapes = Sequence[tuple[int, ...]]
 MIB = 2**20
@@ -115,7 +117,7 @@ def cost(name: str, shapes: Shapes, ranks: int, **options: Any) -> Cost:
                 optimizer.step()
             if step == 0:
                 state = sum(optimizer.state_bytes(p, g) for g in optimizer.param_groups for p in g["params"])
-        whole = sum(4 * _numel(shape) for shape in shapes)
+        whole = sum(4 * math.prod(shape) for shape in shapes)
         plain = [nn.Parameter(torch.empty(p.shape, device="meta")) for p in params]
         unspread: Any = descend.create_optimizer_v2(plain, opt=name, lr=1e-3, weight_decay=1e-3, **options)
         moved = bytes_of(unspread) / ranks
@@ -128,10 +130,6 @@ def _shard(shape: tuple[int, ...], mesh: Any) -> Any:
     piece = torch.full((min(rows, shape[0]), *shape[1:]), 0.02)
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(piece, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
 
 
 @contextmanager
@@ -169,7 +167,6 @@ def table(costs: Sequence[Cost], machines: Machines) -> tuple[list[str], list[li
 def markdown(model: str, costs: Sequence[Cost], machines: Machines) -> str:
     """A page of the documentation."""
     head, rows = table(costs, machines)
-    grid = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     options = f"--model {model} --ranks {machines.ranks} --bandwidth {machines.bandwidth:g}"
     options += f" --memory-bandwidth {machines.memory_bandwidth:g} --latency {machines.latency:g}"
     told = [
@@ -178,7 +175,7 @@ def markdown(model: str, costs: Sequence[Cost], machines: Machines) -> str:
         "counted while the optimizer's second step runs on faked processes, and tests hold the counts to those of real "
         "ones. `descend plan` does it for your model, ranks and bandwidths.",
         f"A step of the first process of {machines.ranks}, every parameter cut along its first dimension, float32:",
-        "\n".join("| " + " | ".join(row) + " |" for row in grid),
+        grid(head, rows),
         METHOD,
     ]
     return "\n\n".join(told) + "\n"

@@ -74,8 +74,8 @@ class Task:
         return metric >= target if self.higher_is_better else metric <= target
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over every prediction of the batch."""
-        return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten().long())
+        """Mean cross-entropy in nats over every prediction of the batch, in float32 whatever the model's dtype."""
+        return F.cross_entropy(model(inputs).float().flatten(0, -2), targets.flatten().long())
 
     @torch.no_grad()
     def judge(self, model: nn.Module, data: Data) -> tuple[float, float]:
@@ -83,7 +83,7 @@ class Task:
         model.eval()
         loss, right, count = 0.0, 0.0, 0
         for inputs, targets in zip(*(torch.split(x, 256) for x in (data.val_inputs, data.val_targets)), strict=True):
-            logits, wanted = model(inputs).flatten(0, -2), targets.flatten().long()
+            logits, wanted = model(inputs).float().flatten(0, -2), targets.flatten().long()
             loss += F.cross_entropy(logits, wanted, reduction="sum").item()
             right += (logits.argmax(-1) == wanted).sum().item()
             count += len(wanted)

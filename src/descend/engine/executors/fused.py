@@ -152,8 +152,6 @@ class _Tables:
     def table(self, signature: Signature, jobs: Sequence[Job]) -> Tensor:
         """One row of scalars for each place in a bundle."""
         known = jobs[0].known
-        if signature.in_pieces:
-            return _with_places(_table(signature, jobs), signature, jobs)
         if any(job.known is not known for job in jobs):
             return _table(signature, jobs)
         key = id(signature), id(known)
@@ -177,15 +175,14 @@ def _table(signature: Signature, jobs: Sequence[Job]) -> Tensor:
     return torch.stack([torch.stack([number(job.known[name]) for name in signature.scalars]) for job in filled])
 
 
-def _with_places(table: Tensor, signature: Signature, jobs: Sequence[Job]) -> Tensor:
-    """The table, and for each piece its first element's place, the lengths of a slice here and there, and the whole."""
+def _places(signature: Signature, jobs: Sequence[Job]) -> Tensor:
+    """For each piece its first element's place, the lengths of a slice here and there, and the size of the whole."""
     rows = []
     for job in [*jobs, *[jobs[0]] * (signature.bundle - len(jobs))]:
         assert job.layout is not None
         sizes = job.whole if signature.shaped else (math.prod(job.whole),)
         rows.append([job.layout.first, *job.layout.slice_lengths(), *sizes])
-    places = torch.tensor(rows, dtype=torch.float64).to(signature.device, non_blocking=True)
-    return torch.cat([table, places], 1)
+    return torch.tensor(rows, dtype=torch.float64, device=signature.device)
 
 
 class Bundle:
@@ -195,6 +192,7 @@ class Bundle:
         self.signature = signature
         self.jobs = jobs
         self.kernels = [kernel(signature, stage) for stage in range(len(signature.rounds) + 1)]
+        self._places = _places(signature, jobs) if signature.in_pieces else None
         self._look()
 
     def _look(self) -> None:
@@ -265,6 +263,8 @@ class Bundle:
     def passes(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> Carrier:
         """Run the passes, asking for sums over all tensors that `totals` lacks, and over pieces for all."""
         grads, table = self._grads(), tables.table(self.signature, self.jobs)
+        if self._places is not None:
+            table = torch.cat([table, self._places], 1)
         shaped, where = self.signature.shaped, (self.signature.device, self.signature.maths)
         known = iter(totals)
         sums: list[tuple[Tensor, ...]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from descend.lab.bench.recording import Recording
 from descend.lab.bench.tables import METHOD, Table, tables
+from descend.lab.grid import grid
 
 
 def markdown(recording: Recording) -> str:
@@ -22,12 +23,10 @@ def markdown(recording: Recording) -> str:
 
 
 def _section(table: Table) -> str:
-    numbers = table.title == "Numbers"
-    rule = ["---"] + ["---" if numbers else "---:"] * (len(table.head) - 1)
-    rows = [table.head, rule, *table.rows]
-    grid = "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
+    head, *rows = ([_cell(cell) for cell in row] for row in (table.head, *table.rows))
+    cells = grid(head, rows, right=table.title != "Numbers")
     notes = "\n".join(f"- {_cell(note)}" for note in table.notes)
-    return "\n\n".join(part for part in (f"## {table.title}", grid, notes) if part)
+    return "\n\n".join(part for part in (f"## {table.title}", cells, notes) if part)
 
 
 def _cell(words: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
+from descend.lab.grid import grid
 from descend.lab.memory.measure import IN_BLOCKS, MASTERS, STORAGES, Findings, Losses
 
 TITLE = "# Memory"
@@ -16,10 +16,10 @@ def markdown(found: Findings) -> str:
         TITLE,
         "Generated from a recording by `descend memory --render FILE.json`; `descend memory --json FILE.json` makes one.",
         "## Numbers",
-        _grid(["", "asked", "reached", ""], numbers(found)),
+        grid(["", "asked", "reached", ""], numbers(found)),
         "## State, bytes for each element of a ViT-S/16",
         "As the optimizer says before there is any (`state_bytes`), and as counted after a step.",
-        _grid(
+        grid(
             ["optimizer", *(f"{storage} {how}" for storage in STORAGES for how in ("predicted", "counted"))],
             [
                 [w.optimizer, *(f"{kind[s]:.3f}" for s in STORAGES for kind in (w.predicted, w.measured))]
@@ -29,22 +29,22 @@ def markdown(found: Findings) -> str:
         "## The most that a training step of AdamW holds, bytes for each parameter",
         "Parameters, gradients and state together, looked at whenever a gradient has come; a byte-level GPT of 4.9 M "
         "parameters. Activations come on top, and depend on the batch.",
-        _grid(
+        grid(
             ["weights and state", "bytes", "of float32"],
             [[way, f"{b:.2f}", f"{b / found.peaks['float32']:.0%}"] for way, b in found.peaks.items()],
         ),
         "## A fused step of AdamW on a ViT-S/16",
-        _grid(
+        grid(
             ["state", "ms", "times float32"],
             [[s, f"{ms:.2f}", f"{ms / found.times['float32']:.2f}"] for s, ms in found.times.items()],
         ),
         f"## Validation loss of the byte-level GPT after {found.steps} steps, mean of {found.seeds} seeds",
         "Every optimizer at the best of four learning rates, found with float32 state; warm-up and cosine, weight decay 1e-3, the same "
         "batches and the same initial weights. After ± stands the standard error of the seeds' differences.",
-        _grid(["optimizer", "float32 state", "int8 state", "difference", "elements in 8 bits"], _blocks(found)),
-        _grid(["weights of AdamW", "loss", "to float32"], _masters(found)),
+        grid(["optimizer", "float32 state", "int8 state", "difference", "elements in 8 bits"], _blocks(found)),
+        grid(["weights of AdamW", "loss", "to float32"], _masters(found)),
         "## On what machine",
-        _grid(["", ""], [[k, v] for k, v in found.environment.items()]),
+        grid(["", ""], [[k, v] for k, v in found.environment.items()]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -114,9 +114,3 @@ def _apart(one: Losses, other: Losses) -> str:
 
 def _each(one: Losses) -> str:
     return f"{one.mean:.4f} ({', '.join(f'{loss:.3f}' for loss in one.losses)})"
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import descend
+from descend.lab import race
 from descend.lab.bench.machine import machine, versions
-from descend.lab.bench.measure import interleave, parameters, stepping, warm
+from descend.lab.bench.measure import interleave, parameters, state_bytes, stepping, warm
 from descend.lab.bench.shapes import shapes_of
-from descend.lab.race import warmup_cosine
+from descend.lab.race import Contender, Settings
 from descend.lab.tasks import GPT, Data, Task, tasks
 
 #: Whose 8-bit state has to reach the loss of float32 state, each with the best of four learning rates after 120 steps.
@@ -127,11 +127,6 @@ def weights(name: str) -> Weights:
     return found
 
 
-def state_bytes(optimizer: Any) -> int:
-    """What the state weighs."""
-    return sum(t.nbytes for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
-
-
 def peaks() -> dict[str, float]:
     """The most bytes that parameters, gradients and state have together in a training step, for each parameter."""
     usual: dict[str, Any] = {}
@@ -148,6 +143,7 @@ def peaks() -> dict[str, float]:
 
 def _peak(dtype: torch.dtype, options: dict[str, Any], early: bool) -> float:
     torch.manual_seed(0)
+    task = tasks()["gpt"]
     model = GPT(dim=256, depth=6, heads=4).to(dtype)
     elements = sum(p.numel() for p in model.parameters())
     most = 0
@@ -166,7 +162,7 @@ def _peak(dtype: torch.dtype, options: dict[str, Any], early: bool) -> float:
         optimizer = descend.AdamW(model.parameters(), **options)
     text = torch.randint(0, 256, (4, 65))
     for _ in range(2):
-        torch.autograd.backward(loss(model, text[:, :-1], text[:, 1:]))
+        torch.autograd.backward(task.loss(model, text[:, :-1], text[:, 1:]))
         optimizer.step()
         optimizer.zero_grad()
     return most / elements
@@ -194,34 +190,24 @@ def planned() -> list[Losses]:
 def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
     """Add a loss for every seed, and what share of the elements that could be 8 bits is."""
     dtype, _, master = one.weights.partition(", ")
-    options = {"weight_decay": 1e-3, **STORAGES[one.state]}
+    options = dict(STORAGES[one.state])
     if master:
         options["master"] = None if master == "none" else master
+    made: list[Any] = []
+
+    def in_storage(model: nn.Module, /, *, opt: str, lr: float, weight_decay: float) -> Any:
+        kept = model.to(getattr(torch, dtype))
+        made[:] = [descend.create_optimizer_v2(kept, opt=opt, lr=lr, weight_decay=weight_decay, **options)]
+        return made[0]
+
+    settings = Settings(task.name, steps, steps, task.batch, task.target)
     for seed in range(1, seeds + 1):
-        torch.manual_seed(seed)
-        model = task.model().to(getattr(torch, dtype))
-        optimizer = make(one.optimizer, model, **options)
-        bases = [group["lr"] for group in optimizer.param_groups]
-        for step, batch in enumerate(data.order(seed, steps, task.batch)):
-            for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = base * warmup_cosine(step, steps, 0.1)
-            torch.autograd.backward(loss(model, data.inputs[batch], data.targets[batch]))
-            optimizer.step()
-            optimizer.zero_grad()
-        one.losses.append(judge(model, data))
-        one.blocked = blocked(optimizer)
-
-
-def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats, taken in float32 whatever the model's dtype."""
-    return F.cross_entropy(model(inputs).float().flatten(0, -2), targets.flatten().long())
-
-
-@torch.no_grad()
-def judge(model: nn.Module, data: Data) -> float:
-    """The validation loss."""
-    parts = zip(torch.split(data.val_inputs, 256), torch.split(data.val_targets, 256), strict=True)
-    return statistics.fmean(loss(model, inputs, targets).item() for inputs, targets in parts)
+        contender = Contender(one.optimizer)
+        run = race.train(
+            task, data, settings, contender, in_storage, IN_BLOCKS[one.optimizer], seed, steps, lambda _: None
+        )
+        one.losses.append(run.score)
+        one.blocked = blocked(made[0])
 
 
 def blocked(optimizer: Any) -> float:
