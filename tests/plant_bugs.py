@@ -228,7 +228,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "foreach takes the first parameter's step for all", f"{timm} Adopt until 1.0.28", "engine/executors/foreach.py",
-        "key = (id(job.known), ", "key = (0, ", CONTRACT, "late_first and Adopt",
+        "            id(job.known),\n", "            0,\n", CONTRACT, "late_first and Adopt",
     )  # fmt: skip
     yield Bug(
         "the decay's reference follows a tensor lr", f"{timm}, corrected decay until 1.0.28", "engine/optimizer.py",
@@ -244,7 +244,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "bfloat16 parameters are moved in a copy", "mixed-precision code", "engine/executors/foreach.py",
-        "    _store(params, p)", "    pass", CONTRACT, "bfloat16 and SGD",
+        "    if changed:", "    if False:", CONTRACT, "bfloat16 and SGD",
     )  # fmt: skip
     yield Bug(
         "a closure is called twice", "several", "engine/optimizer.py",
@@ -278,7 +278,7 @@ def in_checkpoints() -> Iterator[Bug]:
     kozistr, timm = "pytorch_optimizer", "timm"
     yield Bug(
         "float32 state of bfloat16 parameters is rounded at load", f"{timm} until 1.0.28, torch", "engine/serial.py",
-        "fresh.copy_(value.reshape(fresh.shape))", "fresh.copy_(value.reshape(fresh.shape).to(p.dtype))",
+        "start.copy_(value.reshape(start.shape))", "start.copy_(value.reshape(start.shape).to(p.dtype))",
         CHECKPOINTS, "rounded and AdamW",
     )  # fmt: skip
     yield Bug(
