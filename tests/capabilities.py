@@ -53,7 +53,11 @@ COLUMNS = (
     _ticked("bf16", "bf16", "a step of bfloat16 parameters is the float32 step, to one bfloat16 number"),
     _ticked("complex", "complex", "complex parameters move, as pairs of reals"),
     _ticked("resume", "exact resume", "saved, loaded into a new optimizer and continued, a run is bitwise the same"),
-    _ticked("int8", "int8 state", "state in 8-bit blocks"),
+    Column(
+        "bits of state",
+        "averages rest in blocks of so many bits, and a run that is saved and loaded goes on bitwise",
+        {"int8": "8", "int4": "4"},
+    ),
     _ticked("kahan", "Kahan", "bfloat16 parameters with compensation keep what rounding would lose"),
     _ticked("in backward", "in backward", "`step_in_backward` ends where ordinary steps end, bit by bit"),
     _ticked(

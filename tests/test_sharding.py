@@ -134,11 +134,11 @@ SAME = [row for row in ROWS if getattr(descend, row.name).reach == "elementwise"
 
 
 @pytest.mark.parametrize("layout", ("2 ranks", "4 ranks"))
-@pytest.mark.parametrize("storage", ("int8", "kahan", "stochastic", "split"))
+@pytest.mark.parametrize("storage", ("int8", "int4", "kahan", "stochastic", "split"))
 @pytest.mark.parametrize("row", SAME, ids=[row.name for row in SAME])
 def test_storages_have_the_same_bits(processes: Processes, row: Row, storage: str, layout: str) -> None:
-    options: dict[str, Any] = {"dtype": torch.float32, "state_dtype": "int8"}
-    if storage != "int8":
+    options: dict[str, Any] = {"dtype": torch.float32, "state_dtype": storage}
+    if not storage.startswith("int"):
         options = {"dtype": torch.bfloat16, "master": storage}
     options |= {"shapes": WITH_BLOCKS, "caution": False, "update_clip": None}
     got = processes.run("spread", "trained", name=row.name, layout=layout, **options)[0]
@@ -156,13 +156,10 @@ def test_storages_of_the_others_stay_near(processes: Processes, name: str) -> No
     assert small.distance(got, expected, start) < 0.05
 
 
-def test_random_rounding_knows_its_place_in_columns(processes: Processes) -> None:
-    options: dict[str, Any] = {
-        "dtype": torch.bfloat16,
-        "master": "stochastic",
-        "shapes": ((18, 32), (5,)),
-        "caution": False,
-    }
+@pytest.mark.parametrize("rounded", ({"master": "stochastic"}, {"state_dtype": "int4"}), ids=("weights", "state"))
+def test_rounding_knows_its_place_in_columns(processes: Processes, rounded: dict[str, Any]) -> None:
+    shapes = ((6, 512), (5,))  # the pieces have whole blocks
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "shapes": shapes, "caution": False, **rounded}
     got = processes.run("spread", "trained", name="AdamW", layout="columns", **options)[0]
     assert small.same(got["values"], spread.alone("AdamW", **options)["values"])
 
@@ -188,10 +185,10 @@ def test_checkpoints_go_from_one_layout_to_another(
 
 
 @pytest.mark.parametrize("name", ("AdamW", "Lamb", "MADGRAD", "Adan", "Muon", "Adafactor", "SOAP"))
-@pytest.mark.parametrize("storage", ("int8", "kahan", "split", "stochastic"))
+@pytest.mark.parametrize("storage", ("int8", "int4", "kahan", "split", "stochastic"))
 def test_storages_go_from_one_layout_to_another(processes: Processes, name: str, storage: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": torch.bfloat16, "shapes": WITH_BLOCKS, "flat": storage == "int8"}
-    options |= {"state_dtype": "int8"} if storage == "int8" else {"master": storage}
+    options |= {"state_dtype": storage} if storage.startswith("int") else {"master": storage}
     ways = ("4 ranks", "3 ranks")
     got = processes.run("spread", "saved_and_loaded", name=name, layouts=ways, folder=str(tmp_path), **options)[0]
     assert got["still"]

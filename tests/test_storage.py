@@ -84,3 +84,42 @@ def test_stochastic_rounding_is_right_in_the_mean_and_repeats() -> None:
 )
 def test_blocks_lie_within_slices(shape: tuple[int, ...], length: int | None) -> None:
     assert block_length(shape) == length
+
+
+@given(st.integers(0, 10**6), st.floats(0, 2), st.sampled_from((16, 48, 256)), st.booleans())
+def test_four_bits_take_a_neighbour(seed: int, spread: float, length: int, signed: bool) -> None:
+    value = values(seed, spread, 8, length // 2, 2).reshape(8, 2, -1)
+    value = value if signed else value.square()
+    storage, root = Blocks(signed, length, 4), 2 if signed else 4
+    for dice in (None, Dice(7, 5, 3, slot=1)):
+        found, top = rested(storage, value, dice), value.abs().amax((-2, -1), keepdim=True)
+        near, away = (found / top).abs() ** (1 / root), (value / top).abs() ** (1 / root)
+        least = 0 if signed else 1 / 15  # what is positive stays so
+        assert bool((found * value >= 0).all())
+        assert bool(((near - away).abs()[away > least] <= (1 if dice else 0.5) / storage.most + 1e-4).all())
+        assert signed or bool((found > 0).all())
+
+
+@pytest.mark.parametrize("signed", (True, False))
+def test_four_bits_are_right_in_the_mean_over_steps_and_repeat(signed: bool) -> None:
+    value = values(0, 0.5, 4, 2, 64)
+    value = value if signed else value.square() + 1e-3
+    storage, top = Blocks(signed, 128, 4), value.abs().amax((-2, -1), keepdim=True)
+    draws = torch.stack([rested(storage, value, Dice(7, step, 3, slot=1)) for step in range(256)])
+    inside = torch.ones_like(value, dtype=torch.bool) if signed else value / top > 15.0**-4
+    assert bool(((draws.mean(0) - value).abs()[inside] < 0.02 * top.expand_as(value)[inside]).all())
+    assert torch.equal(draws[5], rested(storage, value, Dice(7, 5, 3, slot=1)))
+    blocks = [rested(storage, value[i : i + 1], Dice(7, 5, 3, first=i * 128, slot=1)) for i in range(4)]
+    assert torch.equal(draws[5], torch.cat(blocks))
+
+
+def test_four_bits_move_by_steps_that_the_nearest_number_would_lose() -> None:
+    storage, value = Blocks(False, 32, 4), torch.ones(1, 2, 16)
+    lost = kept = storage.store(value)
+    for step in range(1000):
+        up = torch.arange(32).reshape(1, 2, 16) == 0  # holds the scale
+        decay = torch.where(up, 1.0, 0.999)
+        lost = storage.store(storage.load(lost, torch.float32) * decay)
+        kept = storage.store(storage.load(kept, torch.float32) * decay, Dice(0, step, 0, slot=1))
+    assert storage.load(lost, torch.float32).mean() == 1
+    assert abs(float(storage.load(kept, torch.float32).flatten()[1:].mean()) - 0.999**1000) < 0.05

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
+_GOLDEN = round((5**0.5 - 1) / 4 * 2**32)  # half the golden section: the product with 32 bits fits into 63
+_PLASTIC = 1.3247179572447460  # the root of x³ = x + 1, whose powers are far from fractions together
 
 
 def hashed(index: Tensor, *keys: int) -> Tensor:
@@ -40,6 +42,26 @@ def rademacher(like: Tensor, *keys: int) -> Tensor:
     # All eight bits of a byte at once: a row of signs for each byte.
     signs = ((torch.arange(256, device=like.device)[:, None] >> torch.arange(8, device=like.device)) & 1) * 2 - 1
     return signs.to(like.dtype).index_select(0, eighths).reshape(-1)[:count].reshape(like.shape)
+
+
+def even(index: Tensor, step: Tensor | int, stream: int, *keys: Tensor | int) -> Tensor:
+    """Numbers in [0, 1), float32, that fill it evenly: along the steps for every element, and along the elements.
+
+    Multiples of irrational numbers modulo 1 (Weyl). Any n steps in a row leave no gap much longer than 1/n, so that
+    rounding by them errs by that at most where rounding at random errs by 1/√n; and they cost little to make.
+
+    Args:
+        index: the place of every element.
+        step: counts the steps.
+        stream: from 1; several streams fill the square, the cube, … evenly together.
+        keys: where to begin.
+    """
+    begin = 0x85EBCA6B
+    for word in (stream, *keys):
+        begin = _mix(begin ^ (word & _WORD))
+    stride = round(_PLASTIC**-stream * 2**32)
+    bits = ((index & _WORD) * _GOLDEN + ((step & _WORD) * stride + begin)) & _WORD
+    return (bits >> 8).to(torch.float32) * 2.0**-24
 
 
 def element_index(like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from descend.engine.sharding.agreement import agree
 from descend.engine.sharding.collectives import anywhere
 from descend.engine.sharding.layout import check_layout, fresh, local
 from descend.engine.slots import Slot
-from descend.engine.storage import Stochastic, rest
+from descend.engine.storage import rest
 from descend.engine.text import take
 from descend.terms import Quotient
 
@@ -161,7 +161,7 @@ class Optimizer(torch.optim.Optimizer):
         for i, p in enumerate(group["params"]):
             try:
                 _, rests = rest(self.slots(h, p), h, p)
-                check_layout(p, rests.length, isinstance(rests.master, Stochastic), self.needs_whole(h))
+                check_layout(p, rests.length, rests.random, self.needs_whole(h))
             except ValueError as error:
                 raise ValueError(f"{type(self).__name__}: parameter {names[i] if names else i}: {error}") from None
 

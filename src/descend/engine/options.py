@@ -10,9 +10,11 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor
 
+from descend.engine.storage import BITS
+
 StateDtype = torch.dtype | str | Mapping[str, torch.dtype | str] | None
 MASTERS = ("kahan", "split", "stochastic")
-_STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, "int8")
+_STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, *BITS)
 
 
 class Common(TypedDict, total=False):
@@ -42,8 +44,9 @@ class Common(TypedDict, total=False):
             p'·‖p‖/‖p'‖; there is no weight decay (Hyperball).
         state_dtype: what state rests in: a floating-point dtype, or "int8" for averages of the parameter's shape, in
             blocks of up to 256 elements with a scale each; what has one dimension, and points in parameter space, stay
-            float32. A mapping from names of the state to these chooses for each. None: float32 for half-precision
-            parameters, the parameter's dtype for others.
+            float32. "int4": half of that again, rounded so that the mean over the steps is right; state that
+            does not bear it, and blocks of odd length, stay "int8". A mapping from names of the state to these chooses for each.
+            None: float32 for half-precision parameters, the parameter's dtype for others.
         master: how half-precision parameters keep what their dtype cannot hold: "kahan", the default, the rounding
             error in the same dtype; "split", the bits that bfloat16 lacks of float32; "stochastic", rounding at random
             whose mean is right. None: rounding to the nearest, which loses small steps.

@@ -155,9 +155,9 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     """A parameter's job; what its state lacks is made, on the device of `like` if given."""
     device = p.device if r.group["capturable"] else torch.device("cpu")
     slots, traits = r.rule.slots(r.h, p), r.rule.traits(r.h, p)
-    if r.h.master == "stochastic" and p.dtype == torch.bfloat16:
-        traits = {**traits, "place": float(place)}
     resting, rests = rest(slots, r.h, p)
+    if rests.random:
+        traits = {**traits, "place": float(place)}
     if "step" not in state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
     for name, start in r.rule.carried.items():

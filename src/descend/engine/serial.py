@@ -12,7 +12,7 @@ from torch import Tensor
 
 from descend.engine.sharding.layout import Layout, fresh, full, layout_of, local
 from descend.engine.slots import Slot
-from descend.engine.storage import MASTERS_STATE, packed, rest, unpacked
+from descend.engine.storage import MASTERS_STATE, packed, rest, rests_alike, unpacked
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -154,16 +154,16 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
             placed[name] = torch.as_tensor(value, dtype=dtype, device=device).clone().reshape(())
         elif name in slots:
             start = local(fresh(slots[name], p))
-            value = _here(torch.as_tensor(value), layout, slots[name])
-            scale = entry.get(f"{name}_scale")
+            value, scale = torch.as_tensor(value), entry.get(f"{name}_scale")
+            by_blocks = Slot(per_block=1)
+            value = _here(value, layout, slots[name] if scale is None or value.shape == p.shape else by_blocks)
             if scale is not None:
-                scale = _here(scale, layout, Slot(per_block=1))
-            if scale is not None and name in blocks:
-                placed[name] = value.to(p.device, copy=True)
-                placed[f"{name}_scale"] = scale.to(p.device, copy=True)
-                continue
-            if scale is not None:
-                value = unpacked(value, scale)
+                scale = _here(scale, layout, by_blocks)
+                if name in blocks and rests_alike(value, scale, blocks[name], start):
+                    placed[name] = value.to(p.device, copy=True)
+                    placed[f"{name}_scale"] = scale.to(p.device, copy=True)
+                    continue
+                value = unpacked(value, scale, slots[name], start.shape)
             if value.numel() != start.numel() or (value.shape != start.shape and value.dim() == start.dim()):
                 raise ValueError(
                     f"{kind}: state {name!r} has shape {tuple(value.shape)}, expected {tuple(start.shape)} "
@@ -171,7 +171,7 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
                 )
             value = start.copy_(value.reshape(start.shape))
             if name in blocks:
-                placed |= packed(name, blocks[name], value)
+                placed |= packed(name, blocks[name], resting, value)
             else:
                 placed[name] = value.to(resting[name].dtype or value.dtype)
         elif name in resting:

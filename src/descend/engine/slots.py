@@ -28,6 +28,8 @@ class Slot:
         eye: start as the identity matrix.
         dtype: a fixed dtype instead of the one that the engine chooses.
         per_block: one number for every so many elements of the parameter, in the order of memory.
+        least_bits: fewer for each number, 4 instead of 8, would be too coarse: a sum that never forgets its errors, a
+            momentum whose small parts an orthogonalisation makes large.
     """
 
     kind: Kind = "signed"
@@ -39,6 +41,7 @@ class Slot:
     eye: bool = False
     dtype: torch.dtype | None = None
     per_block: int | None = None
+    least_bits: Literal[4, 8] = 4
 
     @property
     def like_parameter(self) -> bool:
@@ -72,14 +75,14 @@ class Slot:
         return torch.full(self.shape_for(p), self.fill, dtype=dtype, device=p.device)
 
 
-def signed(fill: float = 0.0) -> Slot:
+def signed(fill: float = 0.0, least_bits: Literal[4, 8] = 4) -> Slot:
     """A slot of the parameter's shape that takes both signs: a momentum."""
-    return Slot("signed", fill)
+    return Slot("signed", fill, least_bits=least_bits)
 
 
-def positive(fill: float = 0.0) -> Slot:
+def positive(fill: float = 0.0, least_bits: Literal[4, 8] = 4) -> Slot:
     """A slot of the parameter's shape that is never negative: a second moment."""
-    return Slot("positive", fill)
+    return Slot("positive", fill, least_bits=least_bits)
 
 
 def position() -> Slot:

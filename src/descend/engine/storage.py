@@ -1,4 +1,4 @@
-"""How a value rests between two steps: as it is, in blocks of 8-bit numbers, or in half precision with what it lacks.
+"""How a value rests between two steps: as it is, in blocks of 8- or 4-bit numbers, or in half precision with what it lacks.
 
 A storage holds a value in one or more tensors, its parts. The engine loads the value in the dtype of the maths, the text
 changes it, and the engine stores it; texts never see parts. Everything here is plain tensor arithmetic, so that it runs
@@ -7,6 +7,7 @@ in every executor, and inside a compiled text without memory of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from descend.engine.slots import Slot
-from descend.randomness import hashed
+from descend.randomness import even, hashed
 
 Parts = tuple[Tensor, ...]
 
-# Where 8 bits would not be worth their scale: blocks shorter than this rest in float32.
+# Where fewer bits would not be worth their scale: blocks shorter than this rest in float32.
 LEAST_BLOCK = 16
 MOST_BLOCK = 256
+BITS = {"int8": 8, "int4": 4}
 # The reciprocal of what is smaller would be infinite.
 _LEAST_SCALE = 1e-37
 
@@ -33,6 +35,7 @@ class Dice:
     Attributes:
         first: the place of the first element in hand.
         slices: elements of a slice of dimension 0 in hand and on the whole, where other processes have the rest of it.
+        slot: whose numbers are rounded: 0 is the parameter, then its state.
     """
 
     seed: int
@@ -40,16 +43,24 @@ class Dice:
     place: Tensor | int
     first: Tensor | int = 0
     slices: Sequence[Tensor | int] | None = None
+    slot: int = 0
 
     def bits(self, like: Tensor) -> Tensor:
         """32 random bits for each element, as int64."""
+        return hashed(self._index(like), self.seed, _whole(self.step), _whole(self.place))
+
+    def even(self, like: Tensor) -> Tensor:
+        """A number in [0, 1) for each element, evenly spread over the steps."""
+        return even(self._index(like), _whole(self.step), self.slot, self.seed, _whole(self.place))
+
+    def _index(self, like: Tensor) -> Tensor:
+        """The place of each element in the whole parameter."""
         index = torch.arange(like.numel(), device=like.device)
         if self.slices is not None:
             here, whole = (_whole(length) for length in self.slices)
             here = torch.clamp(here, min=1) if isinstance(here, Tensor) else max(here, 1)
             index = index // here * whole + index % here
-        index = (index + _whole(self.first)).reshape(like.shape)
-        return hashed(index, self.seed, _whole(self.step), _whole(self.place))
+        return (index + _whole(self.first)).reshape(like.shape)
 
 
 def _whole(x: Any) -> Any:
@@ -68,39 +79,82 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class Blocks:
-    """8-bit numbers, and a float32 scale for each block: its largest magnitude.
+    """8- or 4-bit numbers, and a float32 scale for each block: its largest magnitude.
 
     Signed numbers go through their square root and keep the sign, which is finer near 0; positive ones through their
-    fourth root, and none that is larger than 0 becomes 0, since steps are divided by them.
+    fourth root, and none that is larger than 0 becomes 0, since steps are divided by them. Eight bits take the nearest
+    number. Four take the one below or the one above so that the mean over the steps is the value: most steps of an
+    average are smaller than half of the way to the next of so few numbers, and would be lost.
 
     Args:
         signed: whether numbers have both signs.
-        length: elements of a block; the last dimension of what is loaded and stored.
+        length: elements of a block.
+        bits: 8, or 4: then two lie in a byte, the second half of a block beside the first.
     """
 
     signed: bool
     length: int
+    bits: int = 8
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a block of values: the last dimensions of what is loaded and stored."""
+        return (self.length,) if self.bits == 8 else (2, self.length // 2)
+
+    @property
+    def most(self) -> int:
+        """The largest number."""
+        return (1 << (self.bits - self.signed)) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensor that the numbers lie in."""
+        return torch.int8 if self.signed and self.bits == 8 else torch.uint8
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The numbers, spread out again."""
         numbers, scale = parts
-        if self.signed:
-            y = numbers.to(maths) * (1 / 127)
-            return y * torch.abs(y) * scale.to(maths)
-        y = numbers.to(maths) * (1 / 255)
-        y = y * y
-        return y * y * scale.to(maths)
+        numbers = numbers if self.bits == 8 else self._apart(numbers)
+        return self._spread(numbers.to(maths) * (1 / self.most)) * scale.to(maths)
 
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
-        """The nearest numbers."""
-        scale = torch.amax(torch.abs(value), dim=-1, keepdim=True)
+        """The nearest numbers; of 4 bits, where there are dice, the one below or the one above."""
+        scale = torch.amax(torch.abs(value), dim=(-1,) if self.bits == 8 else (-2, -1), keepdim=True)
         x = value * torch.reciprocal(torch.where(scale > _LEAST_SCALE, scale, 1.0))
+        if self.bits == 4 and dice is not None:
+            y = self._either(torch.abs(x), dice)
+            y = torch.copysign(y, x) if self.signed else y
+        elif self.signed:
+            y = torch.round(torch.copysign(torch.sqrt(torch.abs(x)), x) * self.most)
+        else:
+            y = torch.round(torch.sqrt(torch.sqrt(x)) * self.most)
+        if not self.signed:
+            y = torch.where(value > 0, torch.clamp(y, min=1.0), 0.0)
+        return y.to(self.dtype) if self.bits == 8 else self._together(y), scale.to(torch.float32)
+
+    def _spread(self, y: Tensor) -> Tensor:
+        """What numbers between -1 and 1 stand for."""
         if self.signed:
-            y = torch.copysign(torch.sqrt(torch.abs(x)), x)
-            return torch.round(y * 127).to(torch.int8), scale.to(torch.float32)
-        y = torch.round(torch.sqrt(torch.sqrt(x)) * 255)
-        y = torch.where(value > 0, torch.clamp(y, min=1.0), 0.0)
-        return y.to(torch.uint8), scale.to(torch.float32)
+            return y * torch.abs(y)
+        y = y * y
+        return y * y
+
+    def _either(self, x: Tensor, dice: Dice) -> Tensor:
+        """The number below or the one above, for magnitudes up to 1."""
+        y = torch.sqrt(x) if self.signed else torch.sqrt(torch.sqrt(x))
+        below = torch.floor(y * self.most)
+        low, high = self._spread(below * (1 / self.most)), self._spread((below + 1) * (1 / self.most))
+        above = dice.even(x) * (high - low) < x - low
+        return torch.clamp(below + above.to(x.dtype), max=float(self.most))
+
+    def _together(self, y: Tensor) -> Tensor:
+        first, second = y.to(torch.int32).unbind(-2)
+        return ((first & 15) | ((second & 15) << 4)).unsqueeze(-2).to(torch.uint8)
+
+    def _apart(self, pairs: Tensor) -> Tensor:
+        places = torch.arange(0, 8, 4, device=pairs.device, dtype=torch.int32).unsqueeze(-1)
+        numbers = (pairs.to(torch.int32) >> places) & 15
+        return (numbers ^ 8) - 8 if self.signed else numbers
 
 
 @dataclass(frozen=True)
@@ -187,6 +241,16 @@ class Rests:
     length: int | None = None
     master: Kahan | Split | Stochastic | None = None
 
+    @property
+    def random(self) -> bool:
+        """Whether something is rounded by its place and step."""
+        return isinstance(self.master, Stochastic) or self.in_order
+
+    @property
+    def in_order(self) -> bool:
+        """Whether blocks go along the elements in the order of their dimensions, whatever their order in memory is."""
+        return any(storage.bits == 4 for _, storage in self.blocks)
+
     def load(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """The values of the parameter and of the state."""
         parts = [*(f"{name}_scale" for name, _ in self.blocks), *(self.master.beside if self.master else ())]
@@ -201,8 +265,15 @@ class Rests:
         storage = dict(self.blocks).get(name) if self.blocks else None
         if storage is None:
             return s[name].to(maths)
-        parts = _by_blocks(s[name], storage.length), s[f"{name}_scale"].reshape(-1, 1)
-        return _back(storage.load(parts, maths), s[name]).reshape(p.shape)
+        return _unpacked(storage, s[name], s[f"{name}_scale"], maths, p.shape)
+
+    def laid_as(self, p: Tensor, name: str, s: Mapping[str, Tensor], resting: Mapping[str, Slot]) -> dict[str, Tensor]:
+        """The parts of a slot of the parameter's shape, in the parameter's memory layout."""
+        storage = dict(self.blocks).get(name)
+        if storage is None:
+            return {name: torch.empty_like(p, dtype=s[name].dtype).copy_(s[name])}
+        value = torch.empty_like(p, dtype=torch.float32).copy_(self.slot(name, p, s, torch.float32))
+        return packed(name, storage, resting, value)
 
     def store(
         self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], dice: Dice | None
@@ -213,27 +284,51 @@ class Rests:
         else:
             parts = p, *(s[name] for name in self.master.beside)
             yield from zip(parts, self.master.store(p_value, dice), strict=True)
-        blocks = dict(self.blocks)
+        places = {name: (i, storage) for i, (name, storage) in enumerate(self.blocks, 1)}
         for name, value in state.items():
-            if name in blocks:
-                value = value.reshape(s[name].shape)
-                if value.stride() != s[name].stride():
-                    value = torch.empty_like(s[name], dtype=value.dtype).copy_(value)
-                numbers, scale = blocks[name].store(_by_blocks(value, blocks[name].length))
-                yield s[name], _back(numbers, s[name])
-                yield s[f"{name}_scale"], scale.reshape(s[f"{name}_scale"].shape)
+            if name in places:
+                slot, storage = places[name]
+                numbers, scale = s[name], s[f"{name}_scale"]
+                mine = replace(dice, slot=slot) if dice is not None and storage.bits == 4 else None
+                yield from zip((numbers, scale), _packed(storage, value, numbers, scale.shape, mine), strict=True)
             else:
                 yield s[name], value
 
 
-def _by_blocks(x: Tensor, length: int) -> Tensor:
-    """The elements in the order of memory, a row a block."""
-    return (x if x.is_contiguous() else x.as_strided((x.numel(),), (1,))).reshape(-1, length)
+def _packed(
+    storage: Blocks, value: Tensor, like: Tensor, scales: Sequence[int], dice: Dice | None = None
+) -> tuple[Tensor, Tensor]:
+    """A value in blocks: numbers that lie in memory as `like` does, and their scales in this shape.
+
+    Blocks of 8-bit numbers go along the memory, in which the numbers lie as the parameter does; of 4-bit numbers,
+    which have no dimension to tell that by, along the elements in the order of their dimensions.
+    """
+    if storage.bits == 8:
+        value = value.reshape(like.shape)
+        if value.stride() != like.stride():
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        value = flat(value)
+    numbers, scale = storage.store(value.reshape(-1, *storage.shape), dice)
+    if storage.bits == 4 or like.is_contiguous():
+        return numbers.reshape(like.shape), scale.reshape(scales)
+    return numbers.as_strided(like.shape, like.stride()), scale.reshape(scales)
 
 
-def _back(blocks: Tensor, like: Tensor) -> Tensor:
-    """The inverse, in the memory layout of `like`."""
-    return blocks.reshape(like.shape) if like.is_contiguous() else blocks.as_strided(like.shape, like.stride())
+def _unpacked(storage: Blocks, numbers: Tensor, scale: Tensor, maths: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """The inverse, in the shape of the parameter; of 8-bit numbers, in their memory layout too."""
+    if storage.bits == 4:
+        blocks, scales = numbers.reshape(-1, 1, storage.length // 2), scale.reshape(-1, 1, 1)
+    else:
+        blocks, scales = flat(numbers).reshape(-1, storage.length), scale.reshape(-1, 1)
+    value = storage.load((blocks, scales), maths)
+    if storage.bits == 4 or numbers.is_contiguous():
+        return value.reshape(shape)
+    return value.as_strided(numbers.shape, numbers.stride()).reshape(shape)
+
+
+def flat(x: Tensor) -> Tensor:
+    """The elements in the order of memory."""
+    return x if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
 
 
 def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot], Rests]:
@@ -254,14 +349,19 @@ def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot],
     blocks: list[tuple[str, Blocks]] = []
     for name, slot in slots.items():
         dtype = wanted.get(name)
-        if dtype == "int8":
+        if dtype in BITS:
             averages = slot.kind in ("signed", "positive") and slot.like_parameter
             if chosen and not averages:
-                raise ValueError(f"state_dtype of {name!r} is 'int8', which is for averages of the parameter's shape")
+                raise ValueError(
+                    f"state_dtype of {name!r} is {dtype!r}, which is for averages of the parameter's shape"
+                )
+            if chosen and BITS[dtype] < slot.least_bits:
+                raise ValueError(f"state_dtype of {name!r} is {dtype!r}, which is too coarse for it; use 'int8'")
             if averages and slot.dtype is None and slot.fill == 0 and length:
-                storage = Blocks(slot.kind == "signed", length)
+                bits = max(BITS[dtype], slot.least_bits) if length % 2 == 0 else 8
+                storage = Blocks(slot.kind == "signed", length, bits)
                 blocks.append((name, storage))
-                resting[name] = replace(slot, dtype=torch.int8 if storage.signed else torch.uint8)
+                resting[name] = replace(slot, dtype=storage.dtype, per_block=None if bits == 8 else 2)
                 resting[f"{name}_scale"] = Slot("positive", dtype=torch.float32, per_block=length)
                 continue
             dtype = None
@@ -283,17 +383,31 @@ def _master(master: str | None, p: Tensor) -> Kahan | Split | Stochastic | None:
     return Split() if master == "split" else Stochastic()
 
 
-def packed(name: str, storage: Blocks, value: Tensor) -> dict[str, Tensor]:
+def packed(name: str, storage: Blocks, resting: Mapping[str, Slot], value: Tensor) -> dict[str, Tensor]:
     """A value in blocks, under the names of its parts."""
-    numbers, scale = storage.store(_by_blocks(value, storage.length))
-    return {
-        name: _back(numbers, value),
-        f"{name}_scale": scale.reshape(Slot(per_block=storage.length).shape_for(value)),
-    }
+    scales = resting[f"{name}_scale"].shape_for(value)
+    like = torch.empty(resting[name].shape_for(value), device="meta") if storage.bits == 4 else value
+    numbers, scale = _packed(storage, value, like, scales)
+    return {name: numbers, f"{name}_scale": scale}
 
 
-def unpacked(numbers: Tensor, scale: Tensor) -> Tensor:
-    """The value of parts that came from somewhere: their dtype and their sizes say how they rest."""
-    storage = Blocks(numbers.dtype == torch.int8, numbers.numel() // max(scale.numel(), 1) or MOST_BLOCK)
-    parts = _by_blocks(numbers, storage.length), scale.reshape(-1, 1)
-    return _back(storage.load(parts, torch.float32), numbers)
+def rests_alike(numbers: Tensor, scale: Tensor, storage: Blocks, like: Tensor) -> bool:
+    """Whether parts that came from somewhere rest as they are to, of a value that lies in memory as `like` does."""
+    counts = like.numel() * storage.bits // 8, like.numel() // storage.length
+    laid = storage.bits == 4 or numbers.stride() == like.stride()
+    return (numbers.numel(), scale.numel()) == counts and numbers.dtype == storage.dtype and laid
+
+
+def unpacked(numbers: Tensor, scale: Tensor, slot: Slot, shape: Sequence[int]) -> Tensor:
+    """The value of parts that came from somewhere: their sizes say how they rest.
+
+    Args:
+        numbers: of a parameter's state.
+        scale: of their blocks.
+        slot: what the state is.
+        shape: of the parameter.
+    """
+    count = math.prod(shape)
+    bits = 8 if numbers.numel() == count else 4
+    storage = Blocks(slot.kind == "signed", count // max(scale.numel(), 1) or MOST_BLOCK, bits)
+    return _unpacked(storage, numbers, scale, torch.float32, shape)

@@ -108,7 +108,7 @@ class Dion(Routed):
         *batch, rows, columns = matrices_shape(h, p)
         short = min(rows, columns)
         rank = h.rank_multiple_of * math.ceil(h.rank_fraction * short / h.rank_multiple_of)
-        return {"momentum": signed(), "Q": Slot(shape=(*batch, short, min(rank, short)))}
+        return {"momentum": signed(least_bits=8), "Q": Slot(shape=(*batch, short, min(rank, short)))}
 
     @staticmethod
     def matrix_gain(h: Any, p: Tensor) -> float:

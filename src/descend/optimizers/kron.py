@@ -155,7 +155,7 @@ class Kron(Optimizer):
         shape = flattened(h, p)
         scale = h.precond_init_scale ** (1 / len(shape))
         dtype = _dtype(h.precond_dtype) or (p.dtype.to_real() if p.is_complex() else None)
-        slots = {"momentum_buffer": Slot(dtype=_dtype(h.mu_dtype))}
+        slots = {"momentum_buffer": Slot(dtype=_dtype(h.mu_dtype), least_bits=8)}
         for i, (n, diagonal) in enumerate(zip(shape, diagonals(h, shape), strict=True)):
             side = (n,) if diagonal else (n, n)
             slots[f"Q_{i}"] = Slot(fill=scale, shape=side, eye=not diagonal, dtype=dtype)

@@ -66,7 +66,7 @@ class MADGRAD(Optimizer):
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
-        sums = {"grad_sum_sq": positive(), "s": signed()}
+        sums = {"grad_sum_sq": positive(), "s": signed(least_bits=8)}
         return {**sums, "x0": position()} if h.momentum != 0 else sums
 
     @staticmethod

@@ -163,7 +163,7 @@ class Muon(_Orthogonal):
 
     @staticmethod
     def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
-        slots = {"momentum_buffer": signed()}
+        slots = {"momentum_buffer": signed(least_bits=8)}
         return {**slots, "exp_avg_sq": positive()} if h.algo == "adamuon" else slots
 
     @staticmethod
@@ -282,7 +282,7 @@ class NorMuon(_Orthogonal):
     @staticmethod
     def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
         rows = (*matrices_shape(h, p)[:-1], 1)
-        return {"momentum_buffer": signed(), "second_momentum_buffer": Slot("positive", shape=rows)}
+        return {"momentum_buffer": signed(least_bits=8), "second_momentum_buffer": Slot("positive", shape=rows)}
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Prodigy(Optimizer):
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         moments = {"exp_avg": signed(), "exp_avg_sq": positive()}
         if h.slice_p == 1:
-            return {**moments, "p0": position(), "s": signed()}
+            return {**moments, "p0": position(), "s": signed(least_bits=8)}
         sliced = (-(-p.numel() // h.slice_p), 1)
         return {**moments, "p0": Slot("position", shape=sliced), "s": Slot("signed", shape=sliced)}
 

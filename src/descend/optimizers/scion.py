@@ -137,7 +137,7 @@ class Scion(Optimizer):
             raise ValueError(
                 f"norm={h.norm!r} is for real tensors of {wanted} dimensions, got {p.dtype} {tuple(p.shape)}"
             )
-        return {"momentum_buffer": signed()} if h.momentum != 1 else {}
+        return {"momentum_buffer": signed(least_bits=8)} if h.momentum != 1 else {}
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:

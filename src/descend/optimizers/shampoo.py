@@ -112,7 +112,7 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
-        slots = {"exp_avg": signed(), "exp_avg_sq": positive()}
+        slots = {"exp_avg": signed(least_bits=8), "exp_avg_sq": positive()}
         for name, (where, i) in block_factors(blocks_of(h, p)):
             side = where[i][1]
             slots[f"factor_{name}"] = Slot(shape=(side, side))

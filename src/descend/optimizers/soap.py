@@ -107,7 +107,7 @@ class SOAP(Optimizer):
 
     @classmethod
     def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
-        averages = {"exp_avg": signed(), "exp_avg_sq": positive()}
+        averages = {"exp_avg": signed(least_bits=8), "exp_avg_sq": positive(least_bits=8)}
         sides = {i: (p.shape[i], p.shape[i]) for i in cls.factored(h, p)}
         factors = {f"GG_{i}": Slot(shape=side) for i, side in sides.items()}
         return {**averages, **factors, **{f"Q_{i}": Slot(shape=side) for i, side in sides.items()}}

@@ -101,14 +101,14 @@ def compiles(rule: type[Optimizer], job: Job) -> bool:
 
     Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
     on accelerators, and the guard that would notice more is not asked. Rows of a few numbers each, as in convolutions,
-    fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks of
-    8-bit state lie across rows.
+    fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks lie
+    across rows, and two numbers of 4 bits in a byte.
     """
     value, shaped = job.value, profile(rule, job).shaped
     few = value.dim() > 2 and job.whole[-1] < _VECTOR and shaped
     # Pieces of inner dimensions need not be dense, on some processes and not on others, where sums have to match.
     inner = job.layout is not None and any(d > 0 for _, d in job.layout.sharded) and bool(profile(rule, job).rounds)
-    blocked = shaped and job.rests.length is not None
+    blocked = job.rests.length is not None and (shaped or job.rests.in_order)
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked and not inner
     # Every process has to come to the same answer, also one whose piece is empty.
@@ -212,7 +212,8 @@ class Bundle:
             for job, p in zip(self.jobs, values, strict=True):
                 state = job.state
                 if slot.like_parameter and real(state[name]).stride() != p.stride():
-                    job.hold(name, torch.empty_like(job.param, dtype=state[name].dtype).copy_(state[name]))
+                    for part, moved in job.rests.laid_as(job.param.detach(), name, state, job.resting).items():
+                        job.hold(part, moved)
                 t = real(state[name])
                 if slot.per_block:
                     column.append(t.view(-1, 1))

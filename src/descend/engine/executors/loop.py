@@ -56,7 +56,7 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
     s = {name: real(job.state[name]) for name in job.resting}
     alike = all(
         slot.per_block or (slot.like_parameter and s[name].stride() == p.stride()) for name, slot in job.resting.items()
-    )
+    ) and (p.is_contiguous() or not job.rests.in_order)
     if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
         if alike:
             p, g, s = job.seen(p), job.seen(g), {name: _seen(job, name, t) for name, t in s.items()}
@@ -69,12 +69,8 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
     piece = max(CHUNK // length, 1) * length
     for start in range(0, p.numel(), piece):
         many = min(piece, p.numel() - start)
-        cut = {
-            name: t.narrow(0, start // length, many // length)
-            if job.resting[name].per_block
-            else t.narrow(0, start, many)
-            for name, t in s.items()
-        }
+        each = {name: job.resting[name].per_block or 1 for name in s}
+        cut = {name: t.narrow(0, start // each[name], many // each[name]) for name, t in s.items()}
         yield start, p.narrow(0, start, many), g.narrow(0, start, many), cut
 
 

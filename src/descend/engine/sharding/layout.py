@@ -187,8 +187,8 @@ def check_layout(p: Tensor, length: int | None, random: bool, needs_whole: str) 
 
     Args:
         p: the parameter.
-        length: of its blocks of 8-bit state, if it has any.
-        random: whether it is rounded at random, element by element.
+        length: of its blocks of 8- or 4-bit state, if it has any.
+        random: whether it, or its state, is rounded by the elements' places.
         needs_whole: why its pieces cannot be moved by different processes, and what to do; empty if they can.
     """
     layout = layout_of(p)
@@ -204,14 +204,14 @@ def check_layout(p: Tensor, length: int | None, random: bool, needs_whole: str) 
         piece = -(-layout.shape[d] // layout.mesh.size(i)) * math.prod(layout.shape[d + 1 :])
         if length and (d > 1 or (d == 1 and piece % length)):
             raise ValueError(
-                f"placements {layout.placements} cut the blocks of {length} 8-bit numbers; use Shard(0), or "
+                f"placements {layout.placements} cut the blocks of {length} numbers; use Shard(0), or "
                 "state_dtype=torch.bfloat16"
             )
     cut = [d for _, d in layout.sharded]
     if random and (max(cut, default=0) > 1 or len(set(cut)) < len(cut)):
         raise ValueError(
-            f"placements {layout.placements}: stochastic rounding needs dimension 0 or 1 cut, each once; or use "
-            "master='kahan'"
+            f"placements {layout.placements}: rounding by place needs dimension 0 or 1 cut, each once; or use "
+            "master='kahan' and state_dtype='int8'"
         )
 
 
