@@ -275,7 +275,8 @@ def test_bad_storage_is_refused_by_name() -> None:
         descend.Muon(params, state_dtype={"momentum_buffer": "int4"})
     odd = descend.AdamW([nn.Parameter(torch.ones(4, 51))], state_dtype="int4")
     small.take_steps(odd, 1)
-    assert len(blocked(odd)) == 2 and not of_four_bits(odd)
+    assert len(blocked(odd)) == 2
+    assert not of_four_bits(odd)
 
 
 @pytest.mark.parametrize("bits", NEAR)
