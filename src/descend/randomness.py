@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def element_index(like: Tensor) -> Tensor:
     return torch.arange(like.numel(), device=like.device).reshape(like.shape)
 
 
-def _mix(x: int) -> int:
+def _mix(x: Any) -> Any:
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _WORD
     x = ((x ^ (x >> 15)) * 0x735A2D97) & _WORD
     return x ^ (x >> 15)

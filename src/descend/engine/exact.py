@@ -12,7 +12,7 @@ from torch import Tensor
 from descend.engine.optimizer import Optimizer
 from descend.engine.sharding.layout import layout_of, local
 from descend.engine.slots import state_dtype
-from descend.engine.storage import Rests, Stochastic, rest
+from descend.engine.storage import MASTERS_STATE, Rests, Stochastic, rest
 
 
 def read(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def read(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) 
     kept = _kept(optimizer, group, p)
     if kept is None:
         return p.detach().to(state_dtype(p), copy=True)
-    value = kept.parameter(local(p).detach(), _pieces(optimizer.state[p]), state_dtype(p))
+    value = kept.parameter(local(p).detach(), _pieces(optimizer.state[p], p), state_dtype(p))
     layout = layout_of(p)
     return value if layout is None else layout.wrap(value, layout.placements, layout.shape)
 
@@ -32,8 +32,12 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
         p.detach().copy_(value)
         return
     before = p._version
-    for resting, part in kept.store(local(p).detach(), _pieces(optimizer.state[p]), local(value), {}, None):
+    pieces = _pieces(optimizer.state[p], p)
+    for resting, part in kept.store(local(p).detach(), pieces, local(value), {}, None):
         resting.copy_(part)
+    for name, piece in pieces.items():
+        if piece is not local(optimizer.state[p][name]):
+            optimizer.state[p][name].copy_(piece)
     restored(optimizer, {p: before})
 
 
@@ -44,8 +48,9 @@ def restored(optimizer: torch.optim.Optimizer, versions: Mapping[Tensor, int]) -
             plan.restored(versions)
 
 
-def _pieces(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: local(value) for name, value in state.items()}
+def _pieces(state: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
+    """What is beside a parameter, on its device."""
+    return {name: local(state[name]).to(p.device) for name in MASTERS_STATE & state.keys()}
 
 
 def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Rests | None:

@@ -26,6 +26,7 @@ class Job:
         state: the tensors of the state that belong to `param`; the optimizer's own dict unless it is a piece.
         layout: where the piece lies; None: the parameter is whole.
         present: whether there is a gradient here; where it is spread, another process may have one.
+        offloaded: whether the state rests on the host and the parameter does not.
         traits: its flags that depend on its shape.
         units: whether all dimensions but the first count as one for the rule, which saves a compiler many loops.
         slots: what the rule declared for it.
@@ -54,6 +55,7 @@ class Job:
     version: int | None = None
     layout: Layout | None = None
     present: bool = True
+    offloaded: bool = False
 
     @property
     def maths(self) -> torch.dtype:

@@ -23,7 +23,7 @@ from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan
 from descend.engine.sharding.agreement import agree
 from descend.engine.sharding.collectives import anywhere
-from descend.engine.sharding.layout import check_layout, fresh, local
+from descend.engine.sharding.layout import check_layout, fresh, layout_of, local
 from descend.engine.slots import Slot
 from descend.engine.storage import rest
 from descend.engine.text import take
@@ -162,6 +162,8 @@ class Optimizer(torch.optim.Optimizer):
             try:
                 _, rests = rest(self.slots(h, p), h, p)
                 check_layout(p, rests.length, rests.random, self.needs_whole(h))
+                if h.offload_state and layout_of(p) is not None:
+                    raise ValueError("offload_state=True is for whole parameters; use fully_shard's CPUOffloadPolicy()")
             except ValueError as error:
                 raise ValueError(f"{type(self).__name__}: parameter {names[i] if names else i}: {error}") from None
 
@@ -314,6 +316,10 @@ class Optimizer(torch.optim.Optimizer):
             options.check_option(kind, name, values[name], class_default, optional)
         if values.get("foreach") and values.get("fused"):
             raise ValueError(f"{kind}: foreach=True and fused=True exclude each other, set at most one")
+        if values.get("capturable") and values.get("offload_state"):
+            raise ValueError(
+                f"{kind}: capturable=True and offload_state=True exclude each other: copies end on the host"
+            )
         if values.get("corrected_weight_decay") and not float(values["lr"] or 0.0) > 0:
             raise ValueError(f"{kind}: lr={values['lr']!r}, corrected_weight_decay needs a positive lr to refer to")
         try:

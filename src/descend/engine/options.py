@@ -52,6 +52,8 @@ class Common(TypedDict, total=False):
             whose mean is right. None: rounding to the nearest, which loses small steps.
         skip_nonfinite: leave out a step, on all processes, where a gradient has an infinity or a NaN; takes a pass over
             the gradients, and reads its result back to the host.
+        offload_state: the state of parameters on an accelerator rests in the host's memory, pinned, and visits the device
+            batch by batch in every step; the results are the same. For parameters on the CPU it changes nothing.
     """
 
     foreach: bool | None
@@ -69,6 +71,7 @@ class Common(TypedDict, total=False):
     state_dtype: StateDtype
     master: Literal["kahan", "split", "stochastic"] | None
     skip_nonfinite: bool
+    offload_state: bool
 
 
 COMMON_DEFAULTS: Mapping[str, Any] = {
@@ -87,6 +90,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "state_dtype": None,
     "master": "kahan",
     "skip_nonfinite": False,
+    "offload_state": False,
 }
 
 # Why some optimizers refuse options that others have.

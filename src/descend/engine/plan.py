@@ -11,6 +11,7 @@ from torch import Tensor
 
 from descend.engine.counters import Counters
 from descend.engine.job import Job
+from descend.engine.offload import is_far, on_host
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
 from descend.engine.storage import rest
@@ -39,6 +40,11 @@ class Plan:
         self._states: list[Any] = []
         self._places = places
         self._homeless: list[tuple[Any, Job]] = []
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether it is about all parameters of the optimizer."""
+        return self._places is None
 
     def jobs(self, optimizer: Optimizer) -> list[Job]:
         """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
@@ -166,15 +172,19 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     for name in ("step", *r.rule.carried):
         if state[name].device != device:
             state[name] = state[name].to(device)
-    layout = layout_of(p)
+    layout, offloaded = layout_of(p), bool(r.h.offload_state) and is_far(p)
     for name, slot in resting.items():
         if name not in state:
             state[name] = fresh(slot, p, like)
+        if layout is None and like is None:
+            state[name] = on_host(state[name]) if offloaded else state[name].to(p.device)
     units = r.rule.reach in ("elementwise", "tensor") or r.rule.by_units
     units = units and all(slot.like_parameter for slot in slots.values())
     here = state if layout is None else {name: local(state[name]) for name in resting}
     given = tuple(traits.items())
-    return Job(p, state, local(p), here, slots, resting, rests, r.group, given, units, layout=layout)
+    return Job(
+        p, state, local(p), here, slots, resting, rests, r.group, given, units, layout=layout, offloaded=offloaded
+    )
 
 
 def awaited(p: Tensor) -> bool:

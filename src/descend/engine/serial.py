@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from descend.engine.offload import is_far, on_host
 from descend.engine.sharding.layout import Layout, fresh, full, layout_of, local
 from descend.engine.slots import Slot
 from descend.engine.storage import MASTERS_STATE, packed, rest, rests_alike, unpacked
@@ -184,6 +185,8 @@ def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Ma
         else:
             known = ", ".join(["step", *optimizer.carried, *slots])
             raise ValueError(f"{kind}: state_dict has state {name!r}; this optimizer keeps {known}. Is it another's?")
+    if h.offload_state and is_far(p):
+        placed |= {name: on_host(placed[name]) for name in placed.keys() & resting.keys()}
     if layout is not None:
         for name in placed.keys() & resting.keys():
             slot = resting[name]

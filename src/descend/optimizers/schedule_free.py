@@ -80,7 +80,7 @@ class ScheduleFree(Optimizer):
             for p in group["params"]:
                 z = self.state.get(p, {}).get("z")
                 if z is not None:
-                    write(self, group, p, read(self, group, p).lerp(z, towards_z))
+                    write(self, group, p, read(self, group, p).lerp(z.to(p.device), towards_z))
             group["train_mode"] = train
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from descend.engine import offload
 from descend.engine.executors import foreach, fused, loop
 from descend.engine.executors.profile import falls_back, profile
 from descend.engine.executors.rounds import Absent, Rounds
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
     from descend.engine.plan import Plan
 
-Way = Literal["loop", "foreach", "fused", "empty", "loop in pieces", "fused in pieces", "gathered"]
+Way = Literal["loop", "foreach", "fused", "empty", "offloaded", "loop in pieces", "fused in pieces", "gathered"]
 Totals = list[tuple[Tensor, ...]]
 
 
@@ -67,9 +69,12 @@ def _advance(rule: type[Optimizer], ways: dict[Way, list[Job]], plan: Plan) -> T
     rounds = Rounds(carriers, [*pieces[0], *pieces[1]])
     while True:
         partials = [
-            *loop.run(rule, _waiting(ways["loop"]), totals),
-            *foreach.run(rule, _waiting(ways["foreach"]), totals),
-            *fused.run(rule, _waiting(ways["fused"]), totals, plan.memory),
+            *_pass(rule, ways, totals, plan.memory),
+            *offload.run(
+                _waiting(ways["offloaded"]),
+                plan.memory if plan.is_of_all else {},
+                lambda batch, memory: _pass(rule, _by_way(rule, batch), totals, memory),
+            ),
             *rounds.advance(totals[-1] if totals else None),
         ]
         total = tuple(_add_up(parts) for parts in zip(*partials, strict=True)) if partials else None
@@ -79,6 +84,22 @@ def _advance(rule: type[Optimizer], ways: dict[Way, list[Job]], plan: Plan) -> T
         if total is None:
             return totals
         totals.append(total)
+
+
+def _pass(rule: type[Optimizer], ways: Mapping[Way, list[Job]], totals: Totals, memory: dict[str, Any]) -> Totals:
+    """Whole parameters with their state beside them, as far as the next sum over all tensors; their part of it."""
+    return [
+        *loop.run(rule, _waiting(ways["loop"]), totals),
+        *foreach.run(rule, _waiting(ways["foreach"]), totals),
+        *fused.run(rule, _waiting(ways["fused"]), totals, memory),
+    ]
+
+
+def _by_way(rule: type[Optimizer], jobs: Sequence[Job]) -> Mapping[Way, list[Job]]:
+    ways = defaultdict[Way, list[Job]](list)
+    for job in jobs:
+        ways[chosen(rule, job)].append(job)
+    return ways
 
 
 def is_gathered(rule: type[Optimizer], job: Job) -> bool:
@@ -106,7 +127,8 @@ def _ways(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> dic
         elif job.crosses and profile(rule, job).rounds:
             ways["fused in pieces" if job.group["fused"] else "loop in pieces"].append(job)
         elif job.present:
-            ways["empty" if job.param.numel() == 0 else chosen(rule, job)].append(job)
+            usual: Way = "offloaded" if job.offloaded else chosen(rule, job)
+            ways["empty" if job.param.numel() == 0 else usual].append(job)
     if all(job.present for job in jobs):
         memory["ways"] = jobs, ways
     return ways

@@ -1,0 +1,171 @@
+"""State that rests in the host's memory, and is on the parameters' device, batch by batch, for as long as a step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from descend.engine.job import Job, is_dense, real
+
+#: Bytes of state on the device at a time, of which there are two: one arrives while the other is worked on.
+BATCH_BYTES = 64 << 20
+_ALIGNED = 64
+
+Carry = Callable[[list[Job], dict[str, Any]], list[tuple[Any, ...]]]
+
+
+def is_far(p: Tensor) -> bool:
+    """Whether the host's memory is another one than the parameter's."""
+    return p.device.type != "cpu"
+
+
+def on_host(x: Tensor) -> Tensor:
+    """A copy in the host's memory, from where an accelerator fetches it without waiting."""
+    if x.device.type == "cpu":
+        return x
+    there = torch.empty_like(x, device="cpu", pin_memory=x.device.type == "cuda")
+    return there.copy_(x)
+
+
+def run(jobs: Sequence[Job], memory: dict[str, Any], carry: Carry) -> list[tuple[Any, ...]]:
+    """Carry jobs whose state is on the host, batch by batch.
+
+    Args:
+        jobs: parameters on accelerators.
+        memory: where batches are kept from step to step.
+        carry: moves jobs whose state is beside them, and keeps what it likes in a dict of theirs.
+
+    Returns:
+        What `carry` returned, one list after another.
+    """
+    if not jobs:
+        return []
+    found: list[tuple[Any, ...]] = []
+    for device, batches in _batches(jobs, memory).items():
+        streams = [_Stream(device), _Stream(device)]
+        for i, batch in enumerate(batches):
+            with streams[i % 2].running():
+                batch.fetch()
+                found += carry(batch.staged, batch.memory)
+                batch.put_back()
+        for stream in streams:
+            stream.finish()
+    return found
+
+
+class _Stream:
+    """A queue of an accelerator in which copies and kernels follow one another; elsewhere they do so anyway."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            self._outer = torch.cuda.current_stream(device)
+            self._inner = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._inner.wait_stream(self._outer)
+
+    def running(self) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._inner) if self._cuda else nullcontext()
+
+    def finish(self) -> None:
+        """Let others see what was done: the next kernels, and the host, whose memory was written."""
+        if self._cuda:
+            self._outer.wait_stream(self._inner)
+            self._inner.synchronize()
+
+
+class _Batch:
+    """Parameters with state on the host, and the room for it on the device."""
+
+    def __init__(self, jobs: list[Job], room: Tensor) -> None:
+        self.jobs = jobs
+        self.memory: dict[str, Any] = {}
+        self.staged = []
+        self._held = [[job.state[name] for name in job.resting] for job in jobs]
+        at = 0
+        for job, held in zip(jobs, self._held, strict=True):
+            state = {}
+            for name, t in zip(job.resting, held, strict=True):
+                state[name] = _view(room, at, t)
+                at += _room(t)
+            self.staged.append(replace(job, state=state))
+
+    def is_stale(self) -> bool:
+        """Whether somebody exchanged the state."""
+        return any(
+            job.state[name] is not t
+            for job, held in zip(self.jobs, self._held, strict=True)
+            for name, t in zip(job.resting, held, strict=True)
+        )
+
+    def fetch(self) -> None:
+        for job, staged in zip(self.jobs, self.staged, strict=True):
+            staged.grad, staged.known, staged.carried, staged.group = job.grad, job.known, job.carried, job.group
+            staged.done = False
+            for name in job.resting:
+                staged.state[name].copy_(job.state[name], non_blocking=True)
+
+    def put_back(self) -> None:
+        for job, staged in zip(self.jobs, self.staged, strict=True):
+            del staged.grad
+            job.done = staged.done
+            if job.done:
+                for name in job.resting:
+                    job.state[name].copy_(staged.state[name], non_blocking=True)
+
+
+def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, list[_Batch]]:
+    """The jobs in batches, as before where they are the same."""
+    kept = memory.get("offload")
+    if kept is not None and kept[0] == list(jobs) and not any(b.is_stale() for some in kept[1].values() for b in some):
+        batches: dict[torch.device, list[_Batch]] = kept[1]
+        return batches
+    batches = {}
+    for device in dict.fromkeys(job.param.device for job in jobs):
+        cut = list(_cut([job for job in jobs if job.param.device == device]))
+        most = max(sum(map(_weight, some)) for some in cut)
+        rooms = [torch.empty(most, dtype=torch.uint8, device=device) for _ in cut[:2]]
+        batches[device] = [_Batch(some, rooms[i % 2]) for i, some in enumerate(cut)]
+    memory["offload"] = list(jobs), batches
+    return batches
+
+
+def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    batch: list[Job] = []
+    weight = 0
+    for job in jobs:
+        _lay_as_parameter(job)
+        if batch and weight + _weight(job) > BATCH_BYTES:
+            yield batch
+            batch, weight = [], 0
+        batch.append(job)
+        weight += _weight(job)
+    yield batch
+
+
+def _lay_as_parameter(job: Job) -> None:
+    """Give the state the parameter's memory layout, which it can lack after a checkpoint from elsewhere."""
+    p = job.param.detach()
+    for name, slot in job.resting.items():
+        if slot.like_parameter and real(job.state[name]).stride() != real(p).stride():
+            there = {part: t.to(p.device) for part, t in job.state.items() if part in job.resting}
+            for part, t in job.rests.laid_as(p, name, there, job.resting).items():
+                job.hold(part, on_host(t))
+
+
+def _weight(job: Job) -> int:
+    return sum(_room(job.state[name]) for name in job.resting)
+
+
+def _room(t: Tensor) -> int:
+    return -(-t.nbytes // _ALIGNED) * _ALIGNED
+
+
+def _view(room: Tensor, at: int, like: Tensor) -> Tensor:
+    """A tensor in this room, as `like` is."""
+    flat = room[at : at + like.nbytes].view(like.dtype)
+    return flat.as_strided(like.shape, like.stride()) if is_dense(like) else flat.view(like.shape)
