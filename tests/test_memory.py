@@ -21,7 +21,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> measure.Findings:
     found = measure.Findings(seeds=1, steps=1)
     measure.measure(("bytes", "peaks", "losses"), found, ["adamw", "lion", "muon"], lambda _: None)
     patch.undo()
-    found.times = {"float32": 1.0, "bfloat16": 1.2, "int8": 1.5}
+    found.times = {"float32": 1.0, "bfloat16": 1.2, "int8": 1.5, "int4": 9.0}
     return found
 
 
@@ -46,7 +46,7 @@ def test_the_page_says_what_was_found(found: measure.Findings, tmp_path: Path) -
     assert text == document.markdown(measure.load(file))
     assert "| fused int8 AdamW, times float32 | ≤ 2 | 1.50 | pass |" in text
     assert "bfloat16, master=None" in text
-    assert text.count("\n| muon |") == 2
+    assert text.count("\n| muon |") == 3
 
 
 def test_render_writes_the_page_and_refuses_other_files(found: measure.Findings, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from descend.lab.bench.shapes import shapes_of
 from descend.lab.race import Contender, Settings
 from descend.lab.tasks import GPT, Data, Task, tasks
 
-#: Whose 8-bit state has to reach the loss of float32 state, each with the best of four learning rates after 120 steps.
+#: Whose state in blocks has to reach the loss of float32 state, each with the best of four learning rates after 120 steps.
 IN_BLOCKS = {
     "adamw": 8e-3, "lamb": 2e-2, "lion": 2e-3, "adabelief": 8e-3, "madgrad": 1e-2, "adan": 2e-2, "muon": 2e-2,
 }  # fmt: skip
@@ -31,7 +31,9 @@ STORAGES: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"state_dtype": torch.bfloat16},
     "int8": {"state_dtype": "int8"},
+    "int4": {"state_dtype": "int4"},
 }
+IN_SHORT = ("int8", "int4")
 #: How bfloat16 weights may be kept.
 MASTERS = ("none", "kahan", "split", "stochastic")
 
@@ -183,12 +185,12 @@ def times() -> dict[str, float]:
 
 def planned() -> list[Losses]:
     """The trainings: state in blocks beside float32, then bfloat16 weights in every way."""
-    blocks = [Losses(name, "float32", state) for name in IN_BLOCKS for state in ("float32", "int8")]
+    blocks = [Losses(name, "float32", state) for name in IN_BLOCKS for state in ("float32", *IN_SHORT)]
     return blocks + [Losses("adamw", f"bfloat16, {master}", "float32") for master in MASTERS]
 
 
 def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
-    """Add a loss for every seed, and what share of the elements that could be 8 bits is."""
+    """Add a loss for every seed, and what share of the elements that could be so short is."""
     dtype, _, master = one.weights.partition(", ")
     options = dict(STORAGES[one.state])
     if master:
@@ -207,19 +209,19 @@ def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
             task, data, settings, contender, in_storage, IN_BLOCKS[one.optimizer], seed, steps, lambda _: None
         )
         one.losses.append(run.score)
-        one.blocked = blocked(made[0])
+        one.blocked = blocked(made[0], 4 if one.state == "int4" else 8)
 
 
-def blocked(optimizer: Any) -> float:
-    """The share of 8-bit elements among those of averages of the parameter's shape."""
-    eight, every = 0, 0
+def blocked(optimizer: Any, bits: int) -> float:
+    """The share of elements of so many bits among those of averages of the parameter's shape."""
+    short, every = 0, 0
     for group in optimizer.param_groups:
         for p in group["params"]:
             for name, slot in optimizer.slots(SimpleNamespace(**group), p).items():
                 if slot.like_parameter and slot.kind in ("signed", "positive"):
                     every += p.numel()
-                    eight += p.numel() * (optimizer.state[p][name].element_size() == 1)
-    return eight / max(1, every)
+                    short += p.numel() * (8 * optimizer.state[p][name].nbytes == bits * p.numel())
+    return short / max(1, every)
 
 
 def save(found: Findings, path: Path) -> None:
