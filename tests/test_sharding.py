@@ -99,6 +99,7 @@ def test_compiled_texts_sum_over_processes(processes: Processes, row: Row) -> No
         ("Muon", "2 ranks", {}),
         ("AdamW", "2 ranks", {"dtype": torch.bfloat16, "master": "stochastic", "caution": False}),
         ("Lamb", "2 ranks", {"dtype": torch.bfloat16, "state_dtype": "int8"}),
+        ("Lamb", "2 ranks", {"dtype": torch.bfloat16, "state_dtype": "int4"}),
     ],
 )
 def test_compiled_texts_on_other_layouts(processes: Processes, name: str, layout: str, options: Any) -> None:

@@ -99,14 +99,26 @@ def test_checkpoints_change_storage(row: Row, bits: str) -> None:
     assert [s.keys() for s in small.states(back)] == [s.keys() for s in small.states(exact)]
 
 
+COMPILED = [
+    *((name, {}) for name in ("AdamW", "Lamb", "Lion", "MADGRAD", "NvNovoGrad")),
+    ("Lamb", {"dtype": torch.bfloat16}),
+    ("Lamb", {"dtype": torch.bfloat16, "master": "stochastic"}),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["AdamW", "Lamb", "Lion", "MADGRAD"])
-def test_fused_blocks_agree_with_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bits", NEAR)
+@pytest.mark.parametrize(("name", "options"), COMPILED)
+def test_fused_blocks_agree_with_the_loop(
+    name: str, options: dict[str, Any], bits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "BUNDLE", 2)
     row = next(row for row in ROWS if row.name == name)
-    expected, fused = (run(row, state_dtype="int8", **way) for way in ({"foreach": False}, {"fused": True}))
-    start = small.parameters(torch.float32, SHAPES)
-    assert small.distance(small.values(fused), small.values(expected), start) < 0.02
+    ways = ({"foreach": False}, {"fused": True})
+    expected, fused = (run(row, state_dtype=bits, **options, **way) for way in ways)
+    values = zip(small.values(fused), small.values(expected), small.parameters(torch.float32, SHAPES), strict=True)
+    shares = [float((x - y).norm() / ((y - at).norm() or 1.0)) for x, y, at in values if x.numel()]
+    assert max(shares) < 0.02  # a last digit may tip a number over to its neighbour, which is far among those of 4 bits
     assert [t.dtype for t in blocked(fused)] == [t.dtype for t in blocked(expected)]
 
 

@@ -36,6 +36,7 @@ class Dice:
         first: the place of the first element in hand.
         slices: elements of a slice of dimension 0 in hand and on the whole, where other processes have the rest of it.
         slot: whose numbers are rounded: 0 is the parameter, then its state.
+        part: which part of every row is in hand, and how many there are.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class Dice:
     first: Tensor | int = 0
     slices: Sequence[Tensor | int] | None = None
     slot: int = 0
+    part: tuple[int, int] = (0, 1)
 
     def bits(self, like: Tensor) -> Tensor:
         """32 random bits for each element, as int64."""
@@ -55,7 +57,12 @@ class Dice:
 
     def _index(self, like: Tensor) -> Tensor:
         """The place of each element in the whole parameter."""
-        index = torch.arange(like.numel(), device=like.device)
+        width, (i, count) = like.shape[-1] if like.dim() else 1, self.part
+        rows = torch.arange(like.numel() // max(width, 1), device=like.device) if count > 1 else None
+        if rows is None:
+            index = torch.arange(like.numel(), device=like.device)
+        else:
+            index = ((rows * count + i) * width).unsqueeze(-1) + torch.arange(width, device=like.device)
         if self.slices is not None:
             here, whole = (_whole(length) for length in self.slices)
             here = torch.clamp(here, min=1) if isinstance(here, Tensor) else max(here, 1)
@@ -113,24 +120,48 @@ class Blocks:
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The numbers, spread out again."""
+        if self.bits == 4:
+            return torch.stack(self.halves(parts, maths), -2)
         numbers, scale = parts
-        numbers = numbers if self.bits == 8 else self._apart(numbers)
-        return self._spread(numbers.to(maths) * (1 / self.most)) * scale.to(maths)
+        return self._value(numbers, scale, maths)
 
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest numbers; of 4 bits, where there are dice, the one below or the one above."""
-        scale = torch.amax(torch.abs(value), dim=(-1,) if self.bits == 8 else (-2, -1), keepdim=True)
+        if self.bits == 4:
+            return self.join(value.unbind(-2), dice)
+        scale = _largest(value)
+        return self._numbers(value, scale).to(self.dtype), scale.to(torch.float32)
+
+    def halves(self, parts: Parts, maths: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Of 4-bit numbers the first halves of the blocks, and the second."""
+        pairs, scale = parts
+        wide = pairs.to(torch.int32)
+        first, second = wide & 15, wide >> 4
+        if self.signed:
+            first, second = (first ^ 8) - 8, (second ^ 8) - 8
+        return self._value(first, scale, maths), self._value(second, scale, maths)
+
+    def join(self, halves: Sequence[Tensor], dice: Dice | None = None) -> Parts:
+        """The inverse."""
+        scale = torch.maximum(*map(_largest, halves))
+        rolls = [None if dice is None else replace(dice, part=(i, 2)) for i in range(2)]
+        numbers = [self._numbers(half, scale, roll) for half, roll in zip(halves, rolls, strict=True)]
+        first, second = (y.to(torch.int32) & 15 for y in numbers)
+        return (first | (second << 4)).to(torch.uint8), scale.to(torch.float32)
+
+    def _value(self, numbers: Tensor, scale: Tensor, maths: torch.dtype) -> Tensor:
+        return self._spread(numbers.to(maths) * (1 / self.most)) * scale.to(maths)
+
+    def _numbers(self, value: Tensor, scale: Tensor, dice: Dice | None = None) -> Tensor:
         x = value * torch.reciprocal(torch.where(scale > _LEAST_SCALE, scale, 1.0))
-        if self.bits == 4 and dice is not None:
+        if dice is not None:
             y = self._either(torch.abs(x), dice)
             y = torch.copysign(y, x) if self.signed else y
         elif self.signed:
             y = torch.round(torch.copysign(torch.sqrt(torch.abs(x)), x) * self.most)
         else:
             y = torch.round(torch.sqrt(torch.sqrt(x)) * self.most)
-        if not self.signed:
-            y = torch.where(value > 0, torch.clamp(y, min=1.0), 0.0)
-        return y.to(self.dtype) if self.bits == 8 else self._together(y), scale.to(torch.float32)
+        return y if self.signed else torch.where(value > 0, torch.clamp(y, min=1.0), 0.0)
 
     def _spread(self, y: Tensor) -> Tensor:
         """What numbers between -1 and 1 stand for."""
@@ -147,14 +178,9 @@ class Blocks:
         above = dice.even(x) * (high - low) < x - low
         return torch.clamp(below + above.to(x.dtype), max=float(self.most))
 
-    def _together(self, y: Tensor) -> Tensor:
-        first, second = y.to(torch.int32).unbind(-2)
-        return ((first & 15) | ((second & 15) << 4)).unsqueeze(-2).to(torch.uint8)
 
-    def _apart(self, pairs: Tensor) -> Tensor:
-        places = torch.arange(0, 8, 4, device=pairs.device, dtype=torch.int32).unsqueeze(-1)
-        numbers = (pairs.to(torch.int32) >> places) & 15
-        return (numbers ^ 8) - 8 if self.signed else numbers
+def _largest(value: Tensor) -> Tensor:
+    return torch.amax(torch.abs(value), dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -247,14 +273,20 @@ class Rests:
         return isinstance(self.master, Stochastic) or self.in_order
 
     @property
+    def in_halves(self) -> bool:
+        """Whether everything in blocks has 4 bits."""
+        return bool(self.blocks) and all(storage.bits == 4 for _, storage in self.blocks)
+
+    @property
     def in_order(self) -> bool:
         """Whether blocks go along the elements in the order of their dimensions, whatever their order in memory is."""
         return any(storage.bits == 4 for _, storage in self.blocks)
 
     def load(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """The values of the parameter and of the state."""
-        parts = [*(f"{name}_scale" for name, _ in self.blocks), *(self.master.beside if self.master else ())]
-        return self.parameter(p, s, maths), {name: self.slot(name, p, s, maths) for name in s if name not in parts}
+        return self.parameter(p, s, maths), {
+            name: self.slot(name, p, s, maths) for name in s if name not in self._parts
+        }
 
     def parameter(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> Tensor:
         """The value of the parameter."""
@@ -279,20 +311,63 @@ class Rests:
         self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], dice: Dice | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Every resting tensor with what it becomes."""
+        blocks = dict(self.blocks)
+        others = {name: value for name, value in state.items() if name not in blocks}
+        yield from self._store_plain(p, s, p_value, others, dice)
+        for slot, (name, storage) in enumerate(self.blocks, 1):
+            if name in state:
+                numbers, scale = s[name], s[f"{name}_scale"]
+                mine = replace(dice, slot=slot) if dice is not None and storage.bits == 4 else None
+                yield from zip((numbers, scale), _packed(storage, state[name], numbers, scale.shape, mine), strict=True)
+
+    def load_half(
+        self, half: int, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for one half of every block, which 4-bit numbers share with the other; a row a block.
+
+        State that belongs to both, a norm for example, is a copy for each.
+        """
+        state = {name: s[name].to(maths, copy=True) for name in s if name not in self._parts}
+        for name, storage in self.blocks:
+            state[name] = storage.halves((s[name], s[f"{name}_scale"]), maths)[half]
+        return self.parameter(p, s, maths), state
+
+    def store_halves(
+        self,
+        p: Sequence[Tensor],
+        s: Sequence[Mapping[str, Tensor]],
+        p_values: Sequence[Tensor],
+        states: Sequence[Mapping[str, Tensor]],
+        dice: Dice | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inverse of both."""
+        blocks = dict(self.blocks)
+        for i, resting in enumerate(p):
+            roll = None if dice is None else replace(dice, part=(i, 2))
+            others = {name: value for name, value in states[i].items() if name not in blocks}
+            yield from self._store_plain(resting, s[i], p_values[i], others, roll)
+        for slot, (name, storage) in enumerate(self.blocks, 1):
+            mine = None if dice is None else replace(dice, slot=slot)
+            parts = storage.join([state[name] for state in states], mine)
+            yield from zip((s[0][name], s[0][f"{name}_scale"]), parts, strict=True)
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        """State that is no value by itself."""
+        scales = (f"{name}_scale" for name, _ in self.blocks)
+        return (*scales, *(self.master.beside if self.master else ()))
+
+    def _store_plain(
+        self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], dice: Dice | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What does not rest in blocks."""
         if self.master is None:
             yield p, p_value
         else:
             parts = p, *(s[name] for name in self.master.beside)
             yield from zip(parts, self.master.store(p_value, dice), strict=True)
-        places = {name: (i, storage) for i, (name, storage) in enumerate(self.blocks, 1)}
         for name, value in state.items():
-            if name in places:
-                slot, storage = places[name]
-                numbers, scale = s[name], s[f"{name}_scale"]
-                mine = replace(dice, slot=slot) if dice is not None and storage.bits == 4 else None
-                yield from zip((numbers, scale), _packed(storage, value, numbers, scale.shape, mine), strict=True)
-            else:
-                yield s[name], value
+            yield s[name], value
 
 
 def _packed(
@@ -316,11 +391,8 @@ def _packed(
 
 def _unpacked(storage: Blocks, numbers: Tensor, scale: Tensor, maths: torch.dtype, shape: Sequence[int]) -> Tensor:
     """The inverse, in the shape of the parameter; of 8-bit numbers, in their memory layout too."""
-    if storage.bits == 4:
-        blocks, scales = numbers.reshape(-1, 1, storage.length // 2), scale.reshape(-1, 1, 1)
-    else:
-        blocks, scales = flat(numbers).reshape(-1, storage.length), scale.reshape(-1, 1)
-    value = storage.load((blocks, scales), maths)
+    rows = (numbers if storage.bits == 4 else flat(numbers)).reshape(-1, storage.length * storage.bits // 8)
+    value = storage.load((rows, scale.reshape(-1, 1)), maths)
     if storage.bits == 4 or numbers.is_contiguous():
         return value.reshape(shape)
     return value.as_strided(numbers.shape, numbers.stride()).reshape(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +53,29 @@ def advanced(
         p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
     advance(rule, p_value, g.to(maths), State(state), k)
     return rests.store(p, s, p_value, state, dice)
+
+
+def advanced_in_halves(
+    rule: type[Rule],
+    rests: Rests,
+    maths: torch.dtype,
+    p: Sequence[Tensor],
+    g: Sequence[Tensor],
+    s: Sequence[Mapping[str, Tensor]],
+    k: Sequence[Known],
+    dice: Dice | None,
+    apart: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same for the first halves of all blocks and the second, each a text of its own: they share bytes of state."""
+    values, states = [], []
+    for i in range(2):
+        p_value, state = rests.load_half(i, p[i], s[i], maths)
+        if apart:
+            p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
+        advance(rule, p_value, g[i].to(maths), State(state), k[i])
+        values.append(p_value)
+        states.append(state)
+    return rests.store_halves(p, s, values, states, dice)
 
 
 def put(stored: Iterable[tuple[Tensor, Tensor]], k: Known) -> None:

@@ -102,13 +102,14 @@ def compiles(rule: type[Optimizer], job: Job) -> bool:
     Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
     on accelerators, and the guard that would notice more is not asked. Rows of a few numbers each, as in convolutions,
     fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks lie
-    across rows, and two numbers of 4 bits in a byte.
+    across rows; and those of 4-bit numbers across memory that has another order than the dimensions.
     """
     value, shaped = job.value, profile(rule, job).shaped
     few = value.dim() > 2 and job.whole[-1] < _VECTOR and shaped
     # Pieces of inner dimensions need not be dense, on some processes and not on others, where sums have to match.
     inner = job.layout is not None and any(d > 0 for _, d in job.layout.sharded) and bool(profile(rule, job).rounds)
-    blocked = job.rests.length is not None and (shaped or job.rests.in_order)
+    paired = job.rests.in_order and not (job.rests.in_halves and job.param.is_contiguous())
+    blocked = job.rests.length is not None and (shaped or paired)
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked and not inner
     # Every process has to come to the same answer, also one whose piece is empty.
@@ -206,7 +207,7 @@ class Bundle:
         self._complex = any(p.is_complex() for p in self._leaves)
         self._states = [job.state for job in self.jobs]
         self._held: dict[str, list[int]] = {}
-        self._state: list[list[Tensor]] = []
+        self._state: list[list[Any]] = []
         for name, slot, _ in self.signature.slots:
             column = []
             for job, p in zip(self.jobs, values, strict=True):
@@ -216,13 +217,15 @@ class Bundle:
                         job.hold(part, moved)
                 t = real(state[name])
                 if slot.per_block:
-                    column.append(t.view(-1, 1))
+                    column.append(t.view(p.numel() // (self.signature.rests.length or 1), -1))
+                elif slot.like_parameter and flat:
+                    column.append(self._view(t))
                 else:
-                    column.append(self._view(t) if (slot.like_parameter and flat) or t.dim() == 0 else job.seen(t))
+                    column.append(flatten(t) if t.dim() == 0 else job.seen(t))
             self._held[name] = [state[name].data_ptr() for state in self._states]
             self._state.append(column)
         missing = self.signature.bundle - len(self.jobs)
-        self._spare_grads: list[Tensor] = []
+        self._spare_grads: list[Any] = []
         if missing:
             params, grads, spares = _scratch(self.signature)
             self._params += params[:missing]
@@ -231,10 +234,13 @@ class Bundle:
                 column += spare[:missing]
         self._arranged: dict[int, tuple[list[Any], list[tuple[int, int]]]] = {}
 
-    def _view(self, x: Tensor) -> Tensor:
-        """Flat, or a row a block."""
+    def _view(self, x: Tensor) -> Any:
+        """Flat, or a row a block, or so for the halves of the blocks."""
         length = self.signature.rests.length
-        return x.as_strided((x.numel() // length, length), (length, 1)) if length else flatten(x)
+        if not length:
+            return flatten(x)
+        rows = x.as_strided((x.numel() // length, length), (length, 1))
+        return torch.split(rows, length // 2, 1) if self.signature.in_halves else rows
 
     def is_stale(self) -> bool:
         """Whether somebody exchanged memory since the views were taken."""
@@ -243,7 +249,7 @@ class Bundle:
             for name, held in self._held.items()
         )
 
-    def _grads(self) -> list[Tensor]:
+    def _grads(self) -> list[Any]:
         grads = [job.grad for job in self.jobs]
         if self._complex:
             grads = list(map(real, grads))
@@ -286,11 +292,12 @@ class Bundle:
         for job in self.jobs:
             job.done = True
 
-    def _call(self, stage: int, grads: list[Tensor], table: Tensor, sums: list[tuple[Tensor, ...]]) -> Any:
+    def _call(self, stage: int, grads: list[Any], table: Tensor, sums: list[tuple[Tensor, ...]]) -> Any:
         """Run a kernel; what stays from step to step is put in its order once."""
-        changing = [*grads, table, *(total for totals in sums for total in totals)]
+        views = [half for halves in grads for half in halves] if self.signature.in_halves else grads
+        changing = [*views, table, *(total for totals in sums for total in totals)]
         if stage not in self._arranged:
-            self._arranged[stage] = self._arrange(stage, changing, sums)
+            self._arranged[stage] = self._arrange(stage, changing, len(views), sums)
         arguments, found = self._arranged[stage]
         arguments = arguments.copy()
         for i, place in found:
@@ -298,14 +305,16 @@ class Bundle:
         return self.kernels[stage].code(arguments)
 
     def _arrange(
-        self, stage: int, changing: list[Tensor], sums: list[tuple[Tensor, ...]]
+        self, stage: int, changing: list[Tensor], count: int, sums: list[tuple[Tensor, ...]]
     ) -> tuple[list[Any], list[tuple[int, int]]]:
         """The arguments of a kernel without those that change, and the places of these."""
         # Views stand in, since one tensor may be the gradient of two parameters.
         stand_ins = [value.view_as(value) for value in changing]
-        rest = iter(stand_ins[self.signature.bundle + 1 :])
+        grads: list[Any] = stand_ins[:count]
+        if self.signature.in_halves:
+            grads = list(zip(grads[::2], grads[1::2], strict=True))
+        table, rest = stand_ins[count], iter(stand_ins[count + 1 :])
         regrouped = [tuple(next(rest) for _ in totals) for totals in sums]
-        grads, table = stand_ins[: self.signature.bundle], stand_ins[self.signature.bundle]
         arguments = self.kernels[stage].arrange(self._params, grads, self._state, table, regrouped)
         places = {id(argument): place for place, argument in enumerate(arguments)}
         found = [(i, places[id(value)]) for i, value in enumerate(stand_ins) if id(value) in places]
@@ -315,6 +324,6 @@ class Bundle:
 
 
 @lru_cache(maxsize=256)
-def _scratch(signature: Signature) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+def _scratch(signature: Signature) -> tuple[list[Any], list[Any], list[list[Any]]]:
     """Tensors that nobody reads, to fill up a bundle."""
     return blank(signature, [(2,)] * signature.bundle)

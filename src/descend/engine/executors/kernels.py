@@ -23,7 +23,7 @@ from descend.engine.job import Job
 from descend.engine.known import Across, Dims, Known, State
 from descend.engine.slots import Slot
 from descend.engine.storage import Dice, Rests
-from descend.engine.text import advance, advanced, cast_scalars, put
+from descend.engine.text import advance, advanced, advanced_in_halves, cast_scalars, put
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -58,6 +58,11 @@ class Signature:
     in_pieces: bool = False
 
     @property
+    def in_halves(self) -> bool:
+        """Whether every parameter goes in as two views: the halves of its blocks, which share bytes of state."""
+        return self.rests.in_halves
+
+    @property
     def columns(self) -> int:
         """The length of a row of the table: the scalars, and where a piece belongs."""
         return len(self.scalars) + (3 + len(self.order or (0,)) if self.in_pieces else 0)
@@ -80,7 +85,7 @@ def signature_of(rule: type[Optimizer], job: Job) -> Signature:
     slots = tuple((name, slot, job.state[name].dtype) for name, slot in job.resting.items())
     dtypes = job.param.dtype, job.grad.dtype, job.maths
     order = _memory_order(value) if needs.shaped else None
-    bundle = 1 if needs.shaped else BUNDLE
+    bundle = 1 if needs.shaped else BUNDLE // 2 if job.rests.in_halves else BUNDLE
     text = flags(job), scalars(job), slots
     rounds = needs.rounds, needs.small
     return Signature(rule, *text, *dtypes, job.param.device, *rounds, order, bundle, job.rests, job.crosses)
@@ -93,15 +98,17 @@ def _memory_order(x: Tensor) -> tuple[int, ...]:
     return tuple(sorted(range(x.dim()), key=lambda d: -x.stride()[d]))
 
 
-def blank(
-    signature: Signature, shapes: Sequence[tuple[int, ...]]
-) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+def blank(signature: Signature, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Any], list[Any], list[list[Any]]]:
     """Zeros for parameters of these shapes, their gradients and their state."""
     if signature.rests.length:
         shapes = [(*shape, signature.rests.length) for shape in shapes]
     order = signature.order or tuple(range(len(shapes[0])))
 
-    def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def zeros(shape: Sequence[int], dtype: torch.dtype) -> Any:
+        if signature.in_halves:
+            half = shape[0], shape[1] // 2
+            made = [torch.empty_strided(half, (shape[1], 1), dtype=dtype, device=signature.device) for _ in range(2)]
+            return tuple(one.zero_() for one in made)
         value = torch.zeros([shape[d] for d in order], dtype=_real(dtype), device=signature.device)
         return value.permute([order.index(d) for d in range(len(order))])
 
@@ -109,16 +116,21 @@ def blank(
     grads = [zeros(shape, signature.grad_dtype) for shape in shapes]
     state = [
         [
-            zeros(p.shape, dtype)
+            zeros(shape, dtype)
             if slot.like_parameter
-            else torch.zeros(
-                (len(p), 1) if slot.per_block else slot.shape_for(p) or (1,), dtype=dtype, device=signature.device
-            )
-            for p in params
+            else torch.zeros(_beside(slot, shape), dtype=dtype, device=signature.device)
+            for shape in shapes
         ]
         for _, slot, dtype in signature.slots
     ]
     return params, grads, state
+
+
+def _beside(slot: Slot, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a slot that is not like its parameter."""
+    if slot.per_block:
+        return shape[0], shape[1] // slot.per_block
+    return slot.shape_for(torch.empty(tuple(shape), device="meta")) or (1,)
 
 
 def _real(dtype: torch.dtype) -> torch.dtype:
@@ -159,11 +171,30 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
     slot_names = tuple(name for name, _, _ in signature.slots)
     # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
     single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
+    shared = frozenset(name for name, slot, _ in signature.slots if not slot.like_parameter)
     count, rests, seed = signature.bundle, signature.rests, int(fixed.get("seed", 0) or 0)
-    in_pieces = signature.in_pieces
+    in_pieces, in_halves = signature.in_pieces, signature.in_halves
+
+    def knows(p: Tensor, row: Any, answers: Any) -> tuple[Known, _Replay, Dice | None]:
+        across = _Replay(answers, signature.small)
+        numel = p.numel() * 2 if in_halves else p.numel()
+        k = Known({**fixed, "numel": numel, "ndim": p.dim(), "shape": p.shape}, across)
+        for name, value in zip(names, row, strict=False):
+            setattr(k, name, value)
+        first: Any = 0
+        slices: Any = None
+        if in_pieces:
+            first, here, there, *sizes = row[len(names) :]
+            slices = here, there
+            k.shape = tuple(size.to(maths) for size in sizes)
+            k.numel = k.count(tuple(range(len(sizes))))
+        cast_scalars(k, maths)
+        exact = dict(zip(names, row, strict=False))  # in double precision, which places need
+        dice = Dice(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
+        return k, across, dice
 
     def step(params: Any, grads: Any, state: Any, table: Any, sums: Any) -> Any:
-        found = []
+        found: list[Any] = []
         for i in range(count):
             p, g = params[i], grads[i]
             row = table[i].unbind(0)
@@ -172,21 +203,22 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
                 total[0].unbind(0) if scope == "overall" else total if shaped else total[0][i].unbind(0)
                 for scope, total in zip(scopes, sums, strict=True)
             ]
-            across = _Replay(answers, signature.small)
-            k = Known({**fixed, "numel": p.numel(), "ndim": p.dim(), "shape": p.shape}, across)
-            for name, value in zip(names, row, strict=False):
-                setattr(k, name, value)
-            first: Any = 0
-            slices: Any = None
-            if in_pieces:
-                first, here, there, *sizes = row[len(names) :]
-                slices = here, there
-                k.shape = tuple(size.to(maths) for size in sizes)
-                k.numel = k.count(tuple(range(len(sizes))))
-            cast_scalars(k, maths)
+            if in_halves:
+                each = [{n: t if n in shared else t[half] for n, t in s.items()} for half in range(2)]
+                known = [knows(part, row, answers) for part in p]
+                (k, _, dice), ks = known[0], [one for one, _, _ in known]
+                if final:
+                    put(advanced_in_halves(rule, rests, maths, p, g, each, ks, dice, apart=k.skips), k)
+                    continue
+                for half in range(2):
+                    value, copies = rests.load_half(half, p[half], each[half], maths)
+                    copies = {name: t.clone() for name, t in copies.items()}
+                    advance(rule, value.clone(), g[half].to(maths), State(copies), ks[half])
+                partials = [across.partials or () for _, across, _ in known]
+                found.append(tuple(x + y for x, y in zip(*partials, strict=True)))
+                continue
+            k, across, dice = knows(p, row, answers)
             if final:
-                exact = dict(zip(names, row, strict=False))  # in double precision, which places need
-                dice = Dice(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
                 put(advanced(rule, rests, maths, p, g, s, k, dice, apart=k.skips), k)
             else:
                 value, copies = rests.load(p, s, maths)
