@@ -52,6 +52,7 @@ def bugs() -> Iterator[Bug]:
     yield from in_rules()
     yield from in_the_engine()
     yield from in_checkpoints()
+    yield from in_storages()
     yield from on_many_machines()
 
 
@@ -310,6 +311,34 @@ def in_checkpoints() -> Iterator[Bug]:
         "an older pickle loses options that are new", f"{kozistr}, options on self in 117 classes", "engine/optimizer.py",
         "            for name, default in self.defaults.items():\n                group.setdefault(name, default)",
         "            pass", CHECKPOINTS, "older_pickle",
+    )  # fmt: skip
+
+
+def in_storages() -> Iterator[Bug]:
+    storage, offload = "engine/storage.py", "engine/offload.py"
+    yield Bug(
+        "small steps of short averages are lost", "bitsandbytes, torchao 4-bit", storage,
+        "        if dice is not None:\n            y = self._either", "        if False:\n            y = self._either",
+        "test_storage.py", "four_bits",
+    )  # fmt: skip
+    yield Bug(
+        "halves of a block share their dice", "none yet", storage,
+        "replace(dice, part=(i, 2)) for i in range(2)]", "dice for i in range(2)]", "test_storage.py", "four_bits",
+    )  # fmt: skip
+    yield Bug(
+        "blocks are laid out anew without their scales", "ours", "engine/executors/fused.py",
+        "job.rests.laid_as(job.param.detach(), name, state, job.resting).items()",
+        "{name: torch.empty_like(job.param, dtype=state[name].dtype).copy_(state[name])}.items()",
+        "test_storage_engine.py", "another_order and fused and int8",
+    )  # fmt: skip
+    yield Bug(
+        "state on the host is not written back", "none yet", offload,
+        "                    job.state[name].copy_(staged.state[name], non_blocking=True)", "                    pass",
+        "test_offload.py", "same_bits and AdamW and loop",
+    )  # fmt: skip
+    yield Bug(
+        "state on the host keeps the memory layout that its parameter had", "none yet", offload,
+        "any(job.param.stride() != stride for", "any(False for", "test_offload.py", "another_memory_layout",
     )  # fmt: skip
 
 

@@ -112,6 +112,7 @@ def test_offloaded_state_of_another_memory_layout(far: list[int]) -> None:
         p.data = p.data.to(memory_format=torch.channels_last)
         small.take_steps(optimizer, 2, 2)
         found.append(p.detach())
+        assert not offloaded or optimizer.state[p]["exp_avg"].stride() == p.stride()
     assert small.distance(found[:1], found[1:], [torch.zeros_like(found[0])]) < 1e-4
 
 

@@ -85,22 +85,18 @@ class _Batch:
         self.jobs = jobs
         self.memory: dict[str, Any] = {}
         self.staged = []
-        self._held = [[job.state[name] for name in job.resting] for job in jobs]
+        self._strides = [job.param.stride() for job in jobs]
         at = 0
-        for job, held in zip(jobs, self._held, strict=True):
+        for job in jobs:
             state = {}
-            for name, t in zip(job.resting, held, strict=True):
-                state[name] = _view(room, at, t)
-                at += _room(t)
+            for name in job.resting:
+                state[name] = _view(room, at, job.state[name])
+                at += _room(job.state[name])
             self.staged.append(replace(job, state=state))
 
     def is_stale(self) -> bool:
-        """Whether somebody exchanged the state."""
-        return any(
-            job.state[name] is not t
-            for job, held in zip(self.jobs, self._held, strict=True)
-            for name, t in zip(job.resting, held, strict=True)
-        )
+        """Whether parameters have come to lie otherwise in memory, as their state has to."""
+        return any(job.param.stride() != stride for job, stride in zip(self.jobs, self._strides, strict=True))
 
     def fetch(self) -> None:
         for job, staged in zip(self.jobs, self.staged, strict=True):
