@@ -69,10 +69,11 @@ def show(book: Catalogue, name: str, console: Console) -> None:
     console.print(Text("defaults", style="bold underline"))
     console.print(Padding(table, (0, 0, 1, 2)))
 
-    usual, blocks = bytes_per_parameter(book, name), bytes_per_parameter(book, name, state_dtype="int8")
+    usual, *short = (bytes_per_parameter(book, name, state_dtype=bits) for bits in (None, "int8", "int4"))
     console.print(
         Text(
-            f"state      {usual} bytes per parameter of a 1024 x 1024 float32 matrix, {blocks} with state_dtype='int8'"
+            f"state      {usual} bytes per parameter of a 1024 x 1024 float32 matrix, {short[0]} with state_dtype='int8', "
+            f"{short[1]} with 'int4'"
         )
     )
     console.print(Text(f"reach      {info.reach or 'unknown'}"))
