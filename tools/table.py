@@ -52,7 +52,7 @@ def cell(row: dict[str, Any], column: dict[str, Any], notes: Notes, show: Callab
     """Marks of what passed, a dash where nothing did, and the numbers of the reasons."""
     here = {key: row["cells"][key] for key in column["marks"] if key in row["cells"]}
     marks = [show(column["marks"][key], tests["passed"]) for key, tests in here.items() if tests["passed"]]
-    reasons = [note for tests in here.values() for note in tests["notes"]]
+    reasons = list(dict.fromkeys(note for tests in here.values() for note in tests["notes"]))
     return (", ".join(marks) or "–") + notes.refer(reasons)
 
 
