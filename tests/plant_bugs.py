@@ -333,7 +333,7 @@ def in_storages() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "state on the host is not written back", "none yet", offload,
-        "                    job.state[name].copy_(staged.state[name], non_blocking=True)", "                    pass",
+        "                    job.state[name].copy_(staged.state[name], non_blocking=job.param", "                    (job.param",
         "test_offload.py", "same_bits and AdamW and loop",
     )  # fmt: skip
     yield Bug(

@@ -13,7 +13,7 @@ from torch import nn
 
 import descend
 from descend.engine import offload, plan, serial
-from descend.engine.executors import kernels
+from descend.engine.executors import kernels, loop
 
 SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
 every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
@@ -99,6 +99,24 @@ def test_offloaded_state_that_somebody_exchanges_is_seen(far: list[int]) -> None
         for p in small.parameters_of(optimizer):
             optimizer.state[p]["exp_avg"] = torch.ones_like(p)
         small.take_steps(optimizer, 1, 2)
+    check(ours, usual)
+
+
+def test_a_batch_that_fails_keeps_what_has_moved(far: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(row for row in ROWS if row.name == "AdamW")
+    ours, usual = run(row, 1, offload_state=True), run(row, 1)
+    text = loop.advanced
+
+    def fails(*args: Any, **options: Any) -> Any:
+        if args[3].shape == (3, 300):
+            raise RuntimeError("no more")
+        return text(*args, **options)
+
+    for optimizer in (ours, usual):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "advanced", fails)
+            with pytest.raises(RuntimeError, match="no more"):
+                small.take_steps(optimizer, 1, 1)
     check(ours, usual)
 
 

@@ -113,6 +113,21 @@ def test_four_bits_are_right_in_the_mean_over_steps_and_repeat(signed: bool) -> 
     assert torch.equal(draws[5], torch.cat(blocks))
 
 
+def test_dice_know_parameter_slot_and_chunk() -> None:
+    like, far = torch.zeros(4, 64), torch.zeros(4096)
+    places = [(7, 0, 1), (8, 0, 1), (7, 1, 1), (7, 1 << 32, 1), (7, 0, 2)]  # seed, group and position, slot
+    draws = [Dice(seed, 5, place, slot=slot).even(like) for seed, place, slot in places]
+    assert not any(torch.equal(draws[i], draws[j]) for i in range(5) for j in range(i))
+    # Two streams fill the square: as many pairs in each quarter of it.
+    steps = [Dice(7, torch.arange(4096), 0, slot=slot).even(torch.zeros(())) for slot in (1, 2, 3, 4)]
+    for i in range(4):
+        for j in range(i):
+            quarters = torch.bincount((2 * (steps[i] > 0.5) + (steps[j] > 0.5)).long(), minlength=4) / 4096
+            assert bool(((quarters - 0.25).abs() < 0.02).all())
+    whole = Dice(7, 5, 3, first=96, slices=(64, 256))
+    assert torch.equal(whole.bits(far)[100:], Dice(7, 5, 3, first=96, slices=(64, 256), start=100).bits(far[100:]))
+
+
 def test_four_bits_move_by_steps_that_the_nearest_number_would_lose() -> None:
     storage, value = Blocks(False, 32, 4), torch.ones(1, 2, 16)
     lost = kept = storage.store(value)

@@ -90,6 +90,7 @@ def test_checkpoints_change_storage(row: Row, bits: str) -> None:
     params = [nn.Parameter(p.detach().clone()) for p in small.parameters_of(exact)]
     packed = small.busy(row, params, state_dtype=bits)
     packed.load_state_dict(exact.state_dict())
+    assert bool(blocked(packed)) == bool(blocked(run(row, steps=1, state_dtype=bits)))
     back = small.busy(row, [nn.Parameter(p.detach().clone()) for p in params])
     back.load_state_dict(packed.state_dict())
     small.take_steps(exact, 1, 3)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 _WORD = 0xFFFFFFFF
 _GOLDEN = round((5**0.5 - 1) / 4 * 2**32)  # half the golden section: the product with 32 bits fits into 63
-_PLASTIC = 1.3247179572447460  # the root of x³ = x + 1, whose powers are far from fractions together
+_STRIDES = (2, 3, 7, 11, 13, 17, 19)  # no sum of multiples of their roots is a whole number
 
 
 def hashed(index: Tensor, *keys: int) -> Tensor:
@@ -60,8 +60,8 @@ def even(index: Tensor, step: Tensor | int, stream: int, *keys: Tensor | int) ->
     """
     begin = 0x85EBCA6B
     for word in (stream, *keys):
-        begin = _mix(begin ^ (word & _WORD))
-    stride = round(_PLASTIC**-stream * 2**32)
+        begin = _mix(begin ^ (word & _WORD)) ^ _mix((word >> 32) & _WORD)
+    stride = round(_STRIDES[stream % len(_STRIDES)] ** 0.5 % 1 * 2**32)
     bits = ((index & _WORD) * _GOLDEN + ((step & _WORD) * stride + begin)) & _WORD
     return (bits >> 8).to(torch.float32) * 2.0**-24
 

@@ -87,16 +87,16 @@ class Job:
         flat = dims is not None and self.value.dim() < len(self.layout.shape) and 1 in dims
         return self.layout.crossed((*(dims or ()), *range(2, len(self.layout.shape))) if flat else dims)
 
-    def dice(self, first: int = 0) -> Dice | None:
-        """Random bits for the elements from `first` on, where the parameter is rounded at random."""
+    def dice(self, start: int = 0) -> Dice | None:
+        """Random bits for the elements from `start` on, where the parameter is rounded at random."""
         if "place" not in self.known:
             return None
-        seed, slices = int(self.group.get("seed", 0)), None
+        seed, slices, first = int(self.group.get("seed", 0)), None, 0
         if self.layout is not None:
             lengths = self.layout.slice_lengths()
             slices = lengths if lengths[0] != lengths[1] else None
             first += self.layout.first
-        return Dice(seed, self.known["t"], self.known["place"], first, slices)
+        return Dice(seed, self.known["t"], self.known["place"], first, slices, start=start)
 
     def hold(self, name: str, value: Tensor) -> None:
         """Exchange a tensor of the state for one with other strides."""

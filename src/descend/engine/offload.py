@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from descend.engine.job import Job, is_dense, real
 
-#: Bytes of state on the device at a time, of which there are two: one arrives while the other is worked on.
+#: Bytes of state in a batch, if not of one parameter. There is room for two, which stays: one arrives while the other is
+#: worked on.
 BATCH_BYTES = 64 << 20
 _ALIGNED = 64
 
@@ -47,25 +49,35 @@ def run(jobs: Sequence[Job], memory: dict[str, Any], carry: Carry) -> list[tuple
         return []
     found: list[tuple[Any, ...]] = []
     for device, batches in _batches(jobs, memory).items():
-        streams = [_Stream(device), _Stream(device)]
-        for i, batch in enumerate(batches):
-            with streams[i % 2].running():
-                batch.fetch()
-                found += carry(batch.staged, batch.memory)
-                batch.put_back()
-        for stream in streams:
-            stream.finish()
+        streams = [_Stream(device, i) for i in range(2)]
+        try:
+            for i, batch in enumerate(batches):
+                with streams[i % 2].running():
+                    batch.fetch()
+                    try:
+                        found += carry(batch.staged, batch.memory)
+                    finally:
+                        batch.put_back()
+        finally:
+            for stream in streams:
+                stream.finish()
     return found
+
+
+@functools.cache
+def _side_stream(device: torch.device, i: int) -> torch.cuda.Stream:
+    """The same ones always: the allocator keeps what it freed by stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Stream:
     """A queue of an accelerator in which copies and kernels follow one another; elsewhere they do so anyway."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, i: int) -> None:
         self._cuda = device.type == "cuda"
         if self._cuda:
             self._outer = torch.cuda.current_stream(device)
-            self._inner = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._inner = _side_stream(device, i)
             self._inner.wait_stream(self._outer)
 
     def running(self) -> AbstractContextManager[Any]:
@@ -111,7 +123,7 @@ class _Batch:
             job.done = staged.done
             if job.done:
                 for name in job.resting:
-                    job.state[name].copy_(staged.state[name], non_blocking=True)
+                    job.state[name].copy_(staged.state[name], non_blocking=job.param.device.type == "cuda")
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, list[_Batch]]:

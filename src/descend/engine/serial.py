@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
 
 FORMAT = 1
+# How and where state rests is for the optimizer that loads to choose; what it loads is converted.
+_OWN = ("state_dtype", "master", "offload_state")
 _FORMAT_KEY = "descend_format"
 _NAME_KEY = "descend_optimizer"
 # What timm and torch keep in a state beside a rule's slots, and we need not.
@@ -70,7 +72,8 @@ def _default_dict(state: Mapping[Any, Any]) -> Any:
 
 
 def _options(saved_group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in saved_group.items() if name not in ("params", "param_names", "step")}
+    kept = ("params", "param_names", "step", *_OWN)
+    return {name: value for name, value in saved_group.items() if name not in kept}
 
 
 def _check_groups(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:

@@ -27,7 +27,7 @@ class Slot:
         shape: an explicit shape, for slots that follow none of the parameter's dimensions (Kronecker factors).
         eye: start as the identity matrix.
         dtype: a fixed dtype instead of the one that the engine chooses.
-        per_block: one number for every so many elements of the parameter, in the order of memory.
+        per_block: one number for every so many elements of each slice of dimension 0.
         least_bits: fewer for each number, 4 instead of 8, would be too coarse: a sum that never forgets its errors, a
             momentum whose small parts an orthogonalisation makes large.
     """

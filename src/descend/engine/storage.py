@@ -33,7 +33,8 @@ class Dice:
     """Where random bits come from: a hash of seed, step, parameter and the elements' places in the whole parameter.
 
     Attributes:
-        first: the place of the first element in hand.
+        first: the place of the first element of the piece that is here.
+        start: where in this piece the elements in hand begin.
         slices: elements of a slice of dimension 0 in hand and on the whole, where other processes have the rest of it.
         slot: whose numbers are rounded: 0 is the parameter, then its state.
         part: which part of every row is in hand, and how many there are.
@@ -46,6 +47,7 @@ class Dice:
     slices: Sequence[Tensor | int] | None = None
     slot: int = 0
     part: tuple[int, int] = (0, 1)
+    start: int = 0
 
     def bits(self, like: Tensor) -> Tensor:
         """32 random bits for each element, as int64."""
@@ -63,6 +65,7 @@ class Dice:
             index = torch.arange(like.numel(), device=like.device)
         else:
             index = ((rows * count + i) * width).unsqueeze(-1) + torch.arange(width, device=like.device)
+        index = index + self.start
         if self.slices is not None:
             here, whole = (_whole(length) for length in self.slices)
             here = torch.clamp(here, min=1) if isinstance(here, Tensor) else max(here, 1)
