@@ -333,7 +333,7 @@ def in_storages() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "state on the host is not written back", "none yet", offload,
-        "                    job.state[name].copy_(staged.state[name], non_blocking=job.param", "                    (job.param",
+        "job.state[name].copy_(staged.state[name], non_blocking=job.param.device.type == \"cuda\")", "pass",
         "test_offload.py", "same_bits and AdamW and loop",
     )  # fmt: skip
     yield Bug(
@@ -355,7 +355,7 @@ def on_many_machines() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "random bits follow the shard", "torchao", "engine/job.py",
-        "            first += self.layout.first\n", "", SHARDING, "same_bits and AdamW and stochastic",
+        "            first = self.layout.first\n", "", SHARDING, "same_bits and AdamW and stochastic",
     )  # fmt: skip
     yield Bug(
         "sums go over all processes, replicas too", "Prodigy, Adam-mini", "engine/sharding/layout.py",

@@ -24,16 +24,16 @@ on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 def far(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Treat all parameters as if their memory were another one than the host's, with room for little state."""
     visits: list[int] = []
-    fetch = offload._Batch.fetch
+    fetch = offload._fetch
 
-    def counted(batch: Any) -> None:
-        visits.append(len(batch.jobs))
-        fetch(batch)
+    def counted(waiting: Any) -> None:
+        visits.append(len(waiting))
+        fetch(waiting)
 
     monkeypatch.setattr(plan, "is_far", lambda p: True)
     monkeypatch.setattr(serial, "is_far", lambda p: True)
     monkeypatch.setattr(offload, "BATCH_BYTES", 1 << 11)
-    monkeypatch.setattr(offload._Batch, "fetch", counted)
+    monkeypatch.setattr(offload, "_fetch", counted)
     return visits
 
 
@@ -100,6 +100,20 @@ def test_offloaded_state_that_somebody_exchanges_is_seen(far: list[int]) -> None
             optimizer.state[p]["exp_avg"] = torch.ones_like(p)
         small.take_steps(optimizer, 1, 2)
     check(ours, usual)
+
+
+def test_batches_stay_where_groups_wait_for_different_sums(far: list[int]) -> None:
+    found, kept = [], []
+    for offloaded in (True, False):
+        first, second = small.parameters(torch.float32, ((18, 32), (3, 300)))
+        groups = [{"params": [first]}, {"params": [second], "max_grad_norm": None}]
+        optimizer = descend.Lamb(groups, lr=1e-2, offload_state=offloaded)
+        for step in range(3):
+            small.take_steps(optimizer, 1, step)
+            kept.append(optimizer._plan.memory.get("offload"))
+        found.append(optimizer)
+    check(*found)
+    assert kept[0] is kept[1] is kept[2] is not None
 
 
 def test_a_batch_that_fails_keeps_what_has_moved(far: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +19,7 @@ def hashed(index: Tensor, *keys: int) -> Tensor:
     A counter-based generator: a multiply-and-shift finaliser over index and key, applied twice. The same keys give
     the same bits on every device and for every way in which the elements are split up.
     """
-    key = 0x9E3779B9
-    for word in keys:
-        key = _mix(key ^ (word & _WORD)) ^ _mix((word >> 32) & _WORD)
+    key = _mixed(0x9E3779B9, keys)
     low = _mix_tensor((index & _WORD) ^ key)
     return _mix_tensor(low ^ _mix_tensor(((index >> 32) & _WORD) ^ _mix(key ^ 0x85EBCA6B)))
 
@@ -58,9 +57,7 @@ def even(index: Tensor, step: Tensor | int, stream: int, *keys: Tensor | int) ->
         stream: from 1; several streams fill the square, the cube, … evenly together.
         keys: where to begin.
     """
-    begin = 0x85EBCA6B
-    for word in (stream, *keys):
-        begin = _mix(begin ^ (word & _WORD)) ^ _mix((word >> 32) & _WORD)
+    begin = _mixed(0x85EBCA6B, (stream, *keys))
     stride = round(_STRIDES[stream % len(_STRIDES)] ** 0.5 % 1 * 2**32)
     bits = ((index & _WORD) * _GOLDEN + ((step & _WORD) * stride + begin)) & _WORD
     return (bits >> 8).to(torch.float32) * 2.0**-24
@@ -69,6 +66,13 @@ def even(index: Tensor, step: Tensor | int, stream: int, *keys: Tensor | int) ->
 def element_index(like: Tensor) -> Tensor:
     """The row-major index of every element."""
     return torch.arange(like.numel(), device=like.device).reshape(like.shape)
+
+
+def _mixed(start: int, keys: Sequence[Any]) -> Any:
+    """One word of all keys."""
+    for word in keys:
+        start = _mix(start ^ (word & _WORD)) ^ _mix((word >> 32) & _WORD)
+    return start
 
 
 def _mix(x: Any) -> Any:

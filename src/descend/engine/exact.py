@@ -12,7 +12,7 @@ from torch import Tensor
 from descend.engine.optimizer import Optimizer
 from descend.engine.sharding.layout import layout_of, local
 from descend.engine.slots import state_dtype
-from descend.engine.storage import MASTERS_STATE, Rests, Stochastic, rest
+from descend.engine.storage import Kahan, Split, Stochastic, rest
 
 
 def read(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def read(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) 
     kept = _kept(optimizer, group, p)
     if kept is None:
         return p.detach().to(state_dtype(p), copy=True)
-    value = kept.parameter(local(p).detach(), _pieces(optimizer.state[p], p), state_dtype(p))
+    value = kept.load((local(p).detach(), *(x.to(p.device) for x in _beside(optimizer, p, kept))), state_dtype(p))
     layout = layout_of(p)
     return value if layout is None else layout.wrap(value, layout.placements, layout.shape)
 
@@ -32,12 +32,9 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
         p.detach().copy_(value)
         return
     before = p._version
-    pieces = _pieces(optimizer.state[p], p)
-    for resting, part in kept.store(local(p).detach(), pieces, local(value), {}, None):
+    parts = local(p).detach(), *_beside(optimizer, p, kept)
+    for resting, part in zip(parts, kept.store(local(value)), strict=True):
         resting.copy_(part)
-    for name, piece in pieces.items():
-        if piece is not local(optimizer.state[p][name]):
-            optimizer.state[p][name].copy_(piece)
     restored(optimizer, {p: before})
 
 
@@ -48,12 +45,12 @@ def restored(optimizer: torch.optim.Optimizer, versions: Mapping[Tensor, int]) -
             plan.restored(versions)
 
 
-def _pieces(state: Mapping[str, Any], p: Tensor) -> dict[str, Tensor]:
-    """What is beside a parameter, on its device."""
-    return {name: local(state[name]).to(p.device) for name in MASTERS_STATE & state.keys()}
+def _beside(optimizer: torch.optim.Optimizer, p: Tensor, kept: Kahan | Split) -> list[Tensor]:
+    """What is kept beside a parameter, wherever that rests."""
+    return [local(optimizer.state[p][name]) for name in kept.beside]
 
 
-def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Rests | None:
+def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Kahan | Split | None:
     """How a parameter rests, where it keeps something beside it."""
     if not isinstance(optimizer, Optimizer) or group.get("master") is None:
         return None
@@ -62,4 +59,4 @@ def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor)
     if rests.master is None or isinstance(rests.master, Stochastic):
         return None
     state = optimizer.state.get(p, {})
-    return rests if all(name in state for name in rests.master.beside) else None
+    return rests.master if all(name in state for name in rests.master.beside) else None

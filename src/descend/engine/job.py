@@ -95,7 +95,7 @@ class Job:
         if self.layout is not None:
             lengths = self.layout.slice_lengths()
             slices = lengths if lengths[0] != lengths[1] else None
-            first += self.layout.first
+            first = self.layout.first
         return Dice(seed, self.known["t"], self.known["place"], first, slices, start=start)
 
     def hold(self, name: str, value: Tensor) -> None:

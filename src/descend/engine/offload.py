@@ -38,7 +38,7 @@ def run(jobs: Sequence[Job], memory: dict[str, Any], carry: Carry) -> list[tuple
     """Carry jobs whose state is on the host, batch by batch.
 
     Args:
-        jobs: parameters on accelerators.
+        jobs: parameters on accelerators; those that are done stay as they are.
         memory: where batches are kept from step to step.
         carry: moves jobs whose state is beside them, and keeps what it likes in a dict of theirs.
 
@@ -46,18 +46,20 @@ def run(jobs: Sequence[Job], memory: dict[str, Any], carry: Carry) -> list[tuple
         What `carry` returned, one list after another.
     """
     if not jobs:
+        memory.pop("offload", None)
         return []
     found: list[tuple[Any, ...]] = []
     for device, batches in _batches(jobs, memory).items():
         streams = [_Stream(device, i) for i in range(2)]
         try:
             for i, batch in enumerate(batches):
+                waiting = batch.waiting()
                 with streams[i % 2].running():
-                    batch.fetch()
+                    _fetch(waiting)
                     try:
-                        found += carry(batch.staged, batch.memory)
+                        found += carry([staged for _, staged in waiting], batch.memory)
                     finally:
-                        batch.put_back()
+                        _put_back(waiting)
         finally:
             for stream in streams:
                 stream.finish()
@@ -96,7 +98,7 @@ class _Batch:
     def __init__(self, jobs: list[Job], room: Tensor) -> None:
         self.jobs = jobs
         self.memory: dict[str, Any] = {}
-        self.staged = []
+        self._staged = []
         self._strides = [job.param.stride() for job in jobs]
         at = 0
         for job in jobs:
@@ -104,26 +106,32 @@ class _Batch:
             for name in job.resting:
                 state[name] = _view(room, at, job.state[name])
                 at += _room(job.state[name])
-            self.staged.append(replace(job, state=state))
+            self._staged.append(replace(job, state=state))
 
     def is_stale(self) -> bool:
         """Whether parameters have come to lie otherwise in memory, as their state has to."""
         return any(job.param.stride() != stride for job, stride in zip(self.jobs, self._strides, strict=True))
 
-    def fetch(self) -> None:
-        for job, staged in zip(self.jobs, self.staged, strict=True):
-            staged.grad, staged.known, staged.carried, staged.group = job.grad, job.known, job.carried, job.group
-            staged.done = False
-            for name in job.resting:
-                staged.state[name].copy_(job.state[name], non_blocking=True)
+    def waiting(self) -> list[tuple[Job, Job]]:
+        """The jobs that are not done, each with the one whose state is on the device."""
+        return [(job, staged) for job, staged in zip(self.jobs, self._staged, strict=True) if not job.done]
 
-    def put_back(self) -> None:
-        for job, staged in zip(self.jobs, self.staged, strict=True):
-            del staged.grad
-            job.done = staged.done
-            if job.done:
-                for name in job.resting:
-                    job.state[name].copy_(staged.state[name], non_blocking=job.param.device.type == "cuda")
+
+def _fetch(waiting: Sequence[tuple[Job, Job]]) -> None:
+    for job, staged in waiting:
+        staged.grad, staged.known, staged.carried, staged.group = job.grad, job.known, job.carried, job.group
+        staged.done = False
+        for name in job.resting:
+            staged.state[name].copy_(job.state[name], non_blocking=True)
+
+
+def _put_back(waiting: Sequence[tuple[Job, Job]]) -> None:
+    for job, staged in waiting:
+        del staged.grad
+        job.done = staged.done
+        if job.done:
+            for name in job.resting:
+                job.state[name].copy_(staged.state[name], non_blocking=job.param.device.type == "cuda")
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, list[_Batch]]:

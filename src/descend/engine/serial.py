@@ -72,8 +72,8 @@ def _default_dict(state: Mapping[Any, Any]) -> Any:
 
 
 def _options(saved_group: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("params", "param_names", "step", *_OWN)
-    return {name: value for name, value in saved_group.items() if name not in kept}
+    others = ("params", "param_names", "step", *_OWN)
+    return {name: value for name, value in saved_group.items() if name not in others}
 
 
 def _check_groups(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:

@@ -59,12 +59,12 @@ class Dice:
 
     def _index(self, like: Tensor) -> Tensor:
         """The place of each element in the whole parameter."""
-        width, (i, count) = like.shape[-1] if like.dim() else 1, self.part
-        rows = torch.arange(like.numel() // max(width, 1), device=like.device) if count > 1 else None
-        if rows is None:
+        i, count = self.part
+        if count == 1:
             index = torch.arange(like.numel(), device=like.device)
         else:
-            index = ((rows * count + i) * width).unsqueeze(-1) + torch.arange(width, device=like.device)
+            rows, columns = (torch.arange(n, device=like.device) for n in like.shape)
+            index = ((rows * count + i) * like.shape[1]).unsqueeze(-1) + columns
         index = index + self.start
         if self.slices is not None:
             here, whole = (_whole(length) for length in self.slices)
@@ -287,9 +287,8 @@ class Rests:
 
     def load(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """The values of the parameter and of the state."""
-        return self.parameter(p, s, maths), {
-            name: self.slot(name, p, s, maths) for name in s if name not in self._parts
-        }
+        parts = self._parts
+        return self.parameter(p, s, maths), {name: self.slot(name, p, s, maths) for name in s if name not in parts}
 
     def parameter(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> Tensor:
         """The value of the parameter."""
@@ -330,7 +329,8 @@ class Rests:
 
         State that belongs to both, a norm for example, is a copy for each.
         """
-        state = {name: s[name].to(maths, copy=True) for name in s if name not in self._parts}
+        parts = self._parts
+        state = {name: s[name].to(maths, copy=True) for name in s if name not in parts}
         for name, storage in self.blocks:
             state[name] = storage.halves((s[name], s[f"{name}_scale"]), maths)[half]
         return self.parameter(p, s, maths), state
@@ -385,7 +385,7 @@ def _packed(
         value = value.reshape(like.shape)
         if value.stride() != like.stride():
             value = torch.empty_like(like, dtype=value.dtype).copy_(value)
-        value = flat(value)
+        value = _flat(value)
     numbers, scale = storage.store(value.reshape(-1, *storage.shape), dice)
     if storage.bits == 4 or like.is_contiguous():
         return numbers.reshape(like.shape), scale.reshape(scales)
@@ -394,14 +394,14 @@ def _packed(
 
 def _unpacked(storage: Blocks, numbers: Tensor, scale: Tensor, maths: torch.dtype, shape: Sequence[int]) -> Tensor:
     """The inverse, in the shape of the parameter; of 8-bit numbers, in their memory layout too."""
-    rows = (numbers if storage.bits == 4 else flat(numbers)).reshape(-1, storage.length * storage.bits // 8)
+    rows = (numbers if storage.bits == 4 else _flat(numbers)).reshape(-1, storage.length * storage.bits // 8)
     value = storage.load((rows, scale.reshape(-1, 1)), maths)
     if storage.bits == 4 or numbers.is_contiguous():
         return value.reshape(shape)
     return value.as_strided(numbers.shape, numbers.stride()).reshape(shape)
 
 
-def flat(x: Tensor) -> Tensor:
+def _flat(x: Tensor) -> Tensor:
     """The elements in the order of memory."""
     return x if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
 

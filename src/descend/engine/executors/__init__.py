@@ -71,7 +71,7 @@ def _advance(rule: type[Optimizer], ways: dict[Way, list[Job]], plan: Plan) -> T
         partials = [
             *_pass(rule, ways, totals, plan.memory),
             *offload.run(
-                _waiting(ways["offloaded"]),
+                ways["offloaded"],
                 plan.memory if plan.is_of_all else {},
                 lambda batch, memory: _pass(rule, _by_way(rule, batch), totals, memory),
             ),
