@@ -31,18 +31,9 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
     if kept is None:
         p.detach().copy_(value)
         return
-    before = p._version
     parts = local(p).detach(), *_beside(optimizer, p, kept)
     for resting, part in zip(parts, kept.store(local(value)), strict=True):
         resting.copy_(part)
-    restored(optimizer, {p: before})
-
-
-def restored(optimizer: torch.optim.Optimizer, versions: Mapping[Tensor, int]) -> None:
-    """Say that parameters are again what they were at these versions, so that their compensation still holds."""
-    if isinstance(optimizer, Optimizer):
-        for plan in (optimizer._plan, *optimizer._plans_in_backward):
-            plan.restored(versions)
 
 
 def _beside(optimizer: torch.optim.Optimizer, p: Tensor, kept: Kahan | Split) -> list[Tensor]:

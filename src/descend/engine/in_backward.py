@@ -82,7 +82,7 @@ def _check(optimizer: Optimizer) -> None:
         raise ValueError(
             "step_in_backward: skip_nonfinite=True needs all gradients before one parameter moves; set skip_nonfinite=False"
         )
-    if any(profile(type(optimizer), job).overall for job in trial_jobs(optimizer)):
+    if any(profile(job.rule, job).overall for job in trial_jobs(optimizer)):
         raise ValueError(
             f"step_in_backward: {kind} needs the gradients of all parameters before one moves; {optimizer.waits_for_all}"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from descend.engine.rule import Rule
 from descend.engine.sharding.layout import Dims, Layout, local
 from descend.engine.slots import Slot
 from descend.engine.storage import Dice, Rests
@@ -19,6 +20,7 @@ class Job:
     """A parameter with its gradient and state, and what its rule knows at this step.
 
     Attributes:
+        rule: what moves it.
         leaf: the optimizer's own parameter, which may be spread over processes.
         home: the optimizer's own state dict of it.
         param: the parameter, or the piece of this process; complex ones appear as pairs of reals in `value`.
@@ -32,12 +34,13 @@ class Job:
         slots: what the rule declared for it.
         resting: the tensors of the state as they rest, of which there may be several for a slot.
         rests: how values are made of them.
-        version: the parameter's own count of changes after our last one.
+        kind: what the parameter was when all this was found; see :func:`kind_of`.
         group: the parameter group.
         known: scalars and flags for the text; jobs with the same dict can run as one batch.
         carried: the carried scalars after this step, written back once it is done.
     """
 
+    rule: type[Rule]
     leaf: Tensor
     home: dict[str, Any]
     param: Tensor
@@ -52,7 +55,7 @@ class Job:
     known: dict[str, Any] = field(init=False)
     carried: dict[str, Any] = field(init=False)
     done: bool = False
-    version: int | None = None
+    kind: tuple[Any, ...] = ()
     layout: Layout | None = None
     present: bool = True
     offloaded: bool = False
@@ -114,6 +117,11 @@ class Job:
             return x
         length = math.prod(x.shape[1:])
         return x.as_strided((x.size(0), length), (length, 1)) if x.stride(0) == length or x.size(0) == 1 else x
+
+
+def kind_of(p: Tensor) -> tuple[Any, ...]:
+    """What a parameter is, as far as its state and its step depend on it: a job holds for as long as this does."""
+    return p.dtype, p.device, p.shape
 
 
 def real(x: Tensor) -> Tensor:

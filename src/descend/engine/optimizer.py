@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,22 +18,19 @@ from typing_extensions import Unpack
 from descend.engine import executors, options, serial
 from descend.engine.executors import fused
 from descend.engine.job import Job
-from descend.engine.known import Known, State
 from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan
+from descend.engine.resolved import Resolved
+from descend.engine.rule import Decay, Reach, Rule
 from descend.engine.sharding.agreement import agree
 from descend.engine.sharding.collectives import anywhere
 from descend.engine.sharding.layout import check_layout, fresh, layout_of, local
-from descend.engine.slots import Slot
 from descend.engine.storage import rest
-from descend.engine.text import take
-from descend.terms import Quotient
 
-Reach = Literal["elementwise", "tensor", "rows", "matrix"]
-Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
+__all__ = ["Decay", "Optimizer", "Reach"]
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(torch.optim.Optimizer, Rule):
     """A rule, carried out by the engine.
 
     A subclass states its state (:meth:`slots`), its scalars (:meth:`scalars`) and its direction
@@ -49,21 +46,6 @@ class Optimizer(torch.optim.Optimizer):
         ValueError: for an option out of its range, in a group or for all; the message says what would be right.
     """
 
-    reach: ClassVar[Reach] = "elementwise"
-    #: Whether a rule of reach "rows" tells no dimensions apart but the first: its sums go over units and over all.
-    by_units: ClassVar[bool] = False
-    #: State names that checkpoints of timm or torch use for ours.
-    foreign_names: ClassVar[Mapping[str, str]] = {}
-    #: State that is kept beside the slots, loaded as it is.
-    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff",))
-    #: Scalars that a parameter carries from step to step on the host, with their start.
-    carried: ClassVar[Mapping[str, float]] = {}
-    #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
-    structural: ClassVar[frozenset[str]] = frozenset()
-    #: Common options that the rule cannot honour, with the reason.
-    refused: ClassVar[Mapping[str, str]] = {}
-    #: What to change where a step must not wait for the gradients of all parameters.
-    waits_for_all: ClassVar[str] = ""
     #: Where parameters move as their gradients come, whether one has moved since the last call of step().
     _in_backward: set[Tensor] | None = None
     _plans_in_backward: tuple[Plan, ...] = ()
@@ -79,51 +61,6 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, merged)
         if isinstance(self.defaults["state_dtype"], Mapping):
             self._check_state_names(self.defaults["state_dtype"], self.param_groups)
-
-    # ------------------------------------------------------------------ the rule, as subclasses write it
-
-    @staticmethod
-    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
-        """The state that the rule keeps for parameter `p` under the options `h`."""
-        return {}
-
-    @staticmethod
-    def traits(h: Any, p: Tensor) -> dict[str, Any]:
-        """Flags that depend on the parameter's shape: which way of a rule with several ways it goes."""
-        return {}
-
-    @staticmethod
-    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        """The scalars of step `t` (1 at a parameter's first), from the options `h` and what is carried, `c`.
-
-        Arithmetic only, so that the same lines run on Python floats and, with ``capturable``, on 0-d tensors. Every
-        numeric option is known to the text anyway. ``gain`` multiplies the lr; carried scalars are assigned on `c`.
-        """
-        return {}
-
-    @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
-        """Move the state `s` by the gradient `g` and return the direction in which the parameter descends."""
-        raise NotImplementedError("an optimizer defines direction(p, g, s, k), or move(p, g, s, k)")
-
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        """Change `p` itself: the door for rules whose step is more than lr times a direction."""
-        take(p, cls.direction(p, g, s, k), g, k)
-
-    @staticmethod
-    def decay(h: Any) -> Decay:
-        """How weight decay enters: into the gradient, onto the parameter, or by the rule's own lines."""
-        return "decoupled"
-
-    @staticmethod
-    def check(h: Any) -> None:
-        """Raise ValueError where options contradict each other."""
-
-    @staticmethod
-    def needs_whole(h: Any) -> str:
-        """Why no parameter may be spread over processes, and what to do; empty where they may."""
-        return ""
 
     # ------------------------------------------------------------------ torch's interface
 
@@ -205,7 +142,7 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         rehearsal = self.rehearses()
         self._agree()
-        jobs = self._plan.jobs(self)
+        jobs = self._plan.jobs(self, self._in_backward or ())
         if self._in_backward is not None:
             self._in_backward.clear()
         if rehearsal or self._overflows() or self._is_to_skip(jobs):
@@ -256,7 +193,6 @@ class Optimizer(torch.optim.Optimizer):
             process_group: of torch.distributed.
         """
         self._process_group = process_group
-        self.__dict__.pop("_kept_plan", None)
 
     def _all_params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -332,11 +268,28 @@ class Optimizer(torch.optim.Optimizer):
         """The jobs kept between steps; it is no state, and is made anew after a copy or a load."""
         plan: Plan | None = self.__dict__.get("_kept_plan")
         if plan is None:
-            plan = self.__dict__["_kept_plan"] = Plan(process_group=self._process_group)
+            plan = self.__dict__["_kept_plan"] = Plan()
         return plan
 
-    def _run(self, jobs: list[Job]) -> executors.Totals:
-        return executors.run(type(self), jobs, self._plan)
+    def _run(self, jobs: list[Job]) -> dict[type[Rule], executors.Totals]:
+        return executors.run(self._rules(), jobs, self._plan, self._process_group)
+
+    def _rules(self) -> Iterator[type[Rule]]:
+        return (self.rule_of(group) for group in self.param_groups)
+
+    def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:
+        """The rule that moves the parameters of a group."""
+        return type(self)
+
+    def resolve(self, group: dict[str, Any]) -> Resolved:
+        """The rule of a group, and its options for this step."""
+        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        return Resolved(self.rule_of(group), self.defaults, group, scaling)
+
+    def name_of(self, index: int, position: int) -> str:
+        """A parameter's name, for messages."""
+        names = self.param_groups[index].get("param_names")
+        return repr(names[position]) if names else f"{position} of group {index}"
 
     @torch.no_grad()
     def _step_alone(self, plan: Plan) -> None:
@@ -344,7 +297,7 @@ class Optimizer(torch.optim.Optimizer):
         self._check_mode()
         self._agree()
         with self._without_autocast():
-            executors.run(type(self), plan.jobs(self), plan)
+            executors.run(self._rules(), plan.jobs(self, self._in_backward or ()), plan, self._process_group)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from descend.engine.counters import Counters
-from descend.engine.job import Job
+from descend.engine.counters import Counters, as_counter, new_counters
+from descend.engine.job import Job, kind_of
 from descend.engine.offload import is_far, on_host
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
-from descend.engine.storage import rest
+from descend.engine.slots import Slot, state_dtype
+from descend.engine.storage import MASTERS_STATE, rest
 
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
+
+class Owner(Protocol):
+    """What a plan needs of an optimizer: groups and state as torch has them, and the rule of every group."""
+
+    param_groups: list[dict[str, Any]]
+    state: defaultdict[Tensor, Any]
+
+    def resolve(self, group: dict[str, Any]) -> Resolved:
+        """The rule of a group, and its options for this step."""
+
+    def name_of(self, index: int, position: int) -> str:
+        """A parameter's name, for messages."""
 
 
 class Plan:
@@ -25,15 +37,13 @@ class Plan:
 
     Args:
         places: group and position of the parameters that are moved; None: all that have a gradient.
-        process_group: over which sums over all tensors go besides.
 
     Attributes:
         counters: how often each of them has moved.
         memory: what executors keep between steps, dropped with the jobs.
     """
 
-    def __init__(self, places: Collection[tuple[int, int]] | None = None, process_group: Any = None) -> None:
-        self.process_group = process_group
+    def __init__(self, places: Collection[tuple[int, int]] | None = None) -> None:
         self.counters = Counters()
         self.memory: dict[str, Any] = {}
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
@@ -46,44 +56,49 @@ class Plan:
         """Whether it is about all parameters of the optimizer."""
         return self._places is None
 
-    def jobs(self, optimizer: Optimizer) -> list[Job]:
-        """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
-        moved = optimizer._in_backward or ()
+    def jobs(self, owner: Owner, moved: Collection[Tensor] = ()) -> list[Job]:
+        """One job for each parameter with a gradient; all that can be wrong is found before any state is made.
+
+        Args:
+            owner: the optimizer.
+            moved: parameters without a gradient that have moved in this step already.
+        """
         found = [
             (i, j, p, g)
-            for i, j, p in self._params(optimizer)
+            for i, j, p in self._params(owner)
             if (g := p.grad) is not None or (awaited(p) and p not in moved)
         ]
         for index, position, _, g in found:
             if g is not None and g.layout is not torch.strided:
                 raise RuntimeError(
-                    f"{type(optimizer).__name__}: the gradient of parameter {_name(optimizer, index, position)} is "
+                    f"{type(owner).__name__}: the gradient of parameter {owner.name_of(index, position)} is "
                     f"sparse ({g.layout}); make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam"
                 )
-        held = self._held(optimizer)
+        held = self._held(owner)
         if not (len(held) == len(self._states) and all(map(operator.is_, held, self._states))):
             self.memory.clear()
             self._groups.clear()
             self._states = []
+        self._begin_counting(owner, found)
         resolved: dict[int, tuple[Resolved, dict[int, Job]]] = {}
         jobs, on_host = [], []
         for index, position, p, g in found:
             if index not in resolved:
-                resolved[index] = self._group(optimizer, index)
+                resolved[index] = self._group(owner, index)
             r, kept = resolved[index]
             job = kept.get(position)
-            if job is None or job.leaf is not p or "step" not in job.home or (job.layout and has_other_pieces(job)):
-                home = optimizer.state[p] if g is not None or p in optimizer.state else {}
+            if job is None or not is_current(job, p):
+                home = owner.state[p] if g is not None or p in owner.state else {}
+                if job is not None and job.leaf is p:
+                    follow(job, r, home, owner.name_of(index, position))
                 job = kept[position] = new_job(p, r, home, (index << 32) + position)
             job.group, job.done = r.group, False
             if job.layout is None and g is not None:
                 job.grad = g
             elif job.layout is not None:
                 job.grad, job.present = job.layout.gradient(p), g is not None
-                if p not in optimizer.state:
-                    self._homeless.append((optimizer.state, job))
-            if job.rests.master is not None:
-                forget_compensation(job)
+                if p not in owner.state:
+                    self._homeless.append((owner.state, job))
             jobs.append(job)
             if r.group["capturable"]:
                 tell_on_device(job, r)
@@ -91,22 +106,34 @@ class Plan:
                 on_host.append((job, r))
         for (job, r), step in zip(on_host, self.counters.read([job for job, _ in on_host]), strict=True):
             tell(job, r, step + 1)
-        if self._places is not None or len(self._states) != len(optimizer.state):
-            self._states = self._held(optimizer)
+        if self._places is not None or len(self._states) != len(owner.state):
+            self._states = self._held(owner)
         return jobs
 
-    def _params(self, optimizer: Optimizer) -> Iterator[tuple[int, int, Tensor]]:
+    def _begin_counting(self, owner: Owner, found: Iterable[tuple[int, int, Tensor, Tensor | None]]) -> None:
+        """Give parameters that have not moved yet their counters, all of them views of one tensor."""
+        fresh = [
+            (i, j, owner.state[p])
+            for i, j, p, g in found
+            if g is not None and not owner.param_groups[i]["capturable"] and "step" not in owner.state[p]
+        ]
+        for (i, j, state), counter in zip(fresh, new_counters([0.0] * len(fresh)), strict=True):
+            state["step"] = counter
+            if i in self._groups:
+                self._groups[i][1].pop(j, None)
+
+    def _params(self, owner: Owner) -> Iterator[tuple[int, int, Tensor]]:
         """Group, position and parameter of all that the plan is about."""
         if self._places is not None:
-            return ((i, j, optimizer.param_groups[i]["params"][j]) for i, j in self._places)
-        groups = enumerate(optimizer.param_groups)
+            return ((i, j, owner.param_groups[i]["params"][j]) for i, j in self._places)
+        groups = enumerate(owner.param_groups)
         return ((i, j, p) for i, group in groups for j, p in enumerate(group["params"]))
 
-    def _held(self, optimizer: Optimizer) -> list[Any]:
+    def _held(self, owner: Owner) -> list[Any]:
         """The state dicts that the jobs are to hold."""
         if self._places is None:
-            return list(optimizer.state.values())
-        return [optimizer.state.get(p) for _, _, p in self._params(optimizer)]
+            return list(owner.state.values())
+        return [owner.state.get(p) for _, _, p in self._params(owner)]
 
     def let_go(self, jobs: list[Job]) -> None:
         """Keep nothing of a step that is not taken: gradients are the user's to free."""
@@ -122,17 +149,10 @@ class Plan:
                 self._states.append(job.home)
         self._homeless.clear()
 
-    def restored(self, versions: Mapping[Tensor, int]) -> None:
-        """Parameters that others moved since our last step are again what they were at these versions."""
-        for _, kept in self._groups.values():
-            for job in kept.values():
-                if job.leaf in versions and job.version == versions[job.leaf]:
-                    job.version = job.leaf._version
-
-    def _group(self, optimizer: Optimizer, index: int) -> tuple[Resolved, dict[int, Job]]:
-        group = optimizer.param_groups[index]
-        r = Resolved(optimizer, group)
-        key = (*r.flags.items(), r.decay, *r.numbers, *optimizer.slots(r.h, group["params"][0]))
+    def _group(self, owner: Owner, index: int) -> tuple[Resolved, dict[int, Job]]:
+        group = owner.param_groups[index]
+        r = owner.resolve(group)
+        key = (r.rule, *r.flags.items(), r.decay, *r.numbers, *r.rule.slots(r.h, group["params"][0]))
         before, kept = self._groups.get(index, (None, {}))
         if before != key:
             kept = {}
@@ -140,11 +160,11 @@ class Plan:
         return r, kept
 
 
-def trial_jobs(optimizer: Optimizer) -> list[Job]:
+def trial_jobs(owner: Owner) -> list[Job]:
     """A job for every parameter, as a step with all gradients would have it, without touching any state."""
     jobs = []
-    for group in optimizer.param_groups:
-        r = Resolved(optimizer, group)
+    for group in owner.param_groups:
+        r = owner.resolve(group)
         for p in group["params"]:
             if p.requires_grad:
                 job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
@@ -164,15 +184,13 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     resting, rests = rest(slots, r.h, p)
     if rests.random:
         traits = {**traits, "place": float(place)}
-    if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    state["step"] = as_counter(state.get("step", 0.0), device)
     for name, start in r.rule.carried.items():
-        if name not in state:
-            state[name] = torch.full((), start, dtype=torch.float64, device=device)
-    for name in ("step", *r.rule.carried):
-        if state[name].device != device:
-            state[name] = state[name].to(device)
+        value = state.get(name, start)
+        state[name] = torch.as_tensor(value, dtype=torch.float64, device=device).reshape(())
     layout, offloaded = layout_of(p), bool(r.h.offload_state) and is_far(p)
+    for name in MASTERS_STATE - resting.keys():
+        state.pop(name, None)
     for name, slot in resting.items():
         if name not in state:
             state[name] = fresh(slot, p, like)
@@ -181,10 +199,49 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     units = r.rule.reach in ("elementwise", "tensor") or r.rule.by_units
     units = units and all(slot.like_parameter for slot in slots.values())
     here = state if layout is None else {name: local(state[name]) for name in resting}
-    given = tuple(traits.items())
     return Job(
-        p, state, local(p), here, slots, resting, rests, r.group, given, units, layout=layout, offloaded=offloaded
+        rule=r.rule,
+        leaf=p,
+        home=state,
+        param=local(p),
+        state=here,
+        slots=slots,
+        resting=resting,
+        rests=rests,
+        group=r.group,
+        traits=tuple(traits.items()),
+        units=units,
+        kind=kind_of(p),
+        layout=layout,
+        offloaded=offloaded,
     )
+
+
+def follow(job: Job, r: Resolved, state: dict[str, Any], name: str) -> None:
+    """Let state follow its parameter to another dtype; what half precision lacked is no part of the new values.
+
+    Raises:
+        ValueError: if the parameter has another shape now, for which the state is none.
+    """
+    p = job.leaf
+    resting, _ = rest(r.rule.slots(r.h, p), r.h, p)
+    for key, slot in resting.items():
+        value = state.get(key)
+        if value is None:
+            continue
+        if key in MASTERS_STATE:
+            del state[key]
+        elif tuple(value.shape) != slot.shape_for(p):
+            raise ValueError(
+                f"{r.rule.__name__}: parameter {name} has shape {tuple(p.shape)} now, and its state {key!r} "
+                f"{tuple(value.shape)}, expected {slot.shape_for(p)}: bring it to this shape, or remove the parameter's state"
+            )
+        else:
+            state[key] = value.to(_dtype(slot, p))
+
+
+def _dtype(slot: Slot, p: Tensor) -> torch.dtype:
+    return slot.dtype or state_dtype(p)
 
 
 def awaited(p: Tensor) -> bool:
@@ -193,16 +250,13 @@ def awaited(p: Tensor) -> bool:
     return layout is not None and bool(layout.sharded)
 
 
-def has_other_pieces(job: Job) -> bool:
-    """Whether somebody exchanged the memory of a DTensor, or of its state."""
-    return job.param is not local(job.leaf) or any(t is not local(job.home[name]) for name, t in job.state.items())
-
-
-def forget_compensation(job: Job) -> None:
-    """What a parameter lacked before somebody else changed it is no part of what it is now."""
-    if job.version is not None and job.leaf._version != job.version:
-        for name in job.rests.master.beside if job.rests.master else ():
-            job.state[name].zero_()
+def is_current(job: Job, p: Tensor) -> bool:
+    """Whether a job holds still: it is about this parameter, which is what it was, with the state that it had."""
+    if job.leaf is not p or "step" not in job.home or job.kind != kind_of(p):
+        return False
+    if job.layout is None:
+        return True
+    return job.param is local(p) and all(t is local(job.home[name]) for name, t in job.state.items())
 
 
 def tell(job: Job, r: Resolved, t: float) -> None:
@@ -215,8 +269,3 @@ def tell_on_device(job: Job, r: Resolved) -> None:
     """The same where step and carried scalars are tensors, and no number is read back."""
     carried = {name: job.home[name] for name in r.rule.carried}
     job.known, job.carried = r.known(job.home["step"].double() + 1, carried, dict(job.traits))
-
-
-def _name(optimizer: Optimizer, index: int, position: int) -> str:
-    names = optimizer.param_groups[index].get("param_names")
-    return repr(names[position]) if names else f"{position} of group {index}"

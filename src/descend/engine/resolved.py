@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from descend.engine.rule import Rule
 from descend.engine.text import decay_scalars
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
 
 
 class Resolved:
     """The options of one group, sorted into numbers and flags.
+
+    Args:
+        rule: the group's rule.
+        names: the names of its options; what else users put into a group is their own.
+        group: the parameter group.
+        scaling: what a GradScaler leaves on an optimizer that unscales by itself, for the length of one step: the scale,
+            and whether a gradient has an infinity. None where there is no scaler.
 
     Attributes:
         h: all of them as attributes, which is how the rule's static methods see them. Numbers are floats, or 0-d
@@ -24,19 +29,25 @@ class Resolved:
         flags: options that decide what the text is.
     """
 
-    def __init__(self, optimizer: Optimizer, group: dict[str, Any]) -> None:
-        self.rule = type(optimizer)
+    def __init__(
+        self,
+        rule: type[Rule],
+        names: Iterable[str],
+        group: dict[str, Any],
+        scaling: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> None:
+        self.rule = rule
         self.group = group
         self.numbers: dict[str, Any] = {}
         self.flags: dict[str, Any] = {}
-        self._sort(optimizer)
+        self._sort(names, *scaling)
         self.h = SimpleNamespace(**self.numbers, **self.flags)
         self.decay = self.rule.decay(self.h) if hasattr(self.h, "weight_decay") else "none"
         self._made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
 
-    def _sort(self, optimizer: Optimizer) -> None:
+    def _sort(self, names: Iterable[str], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         group, structural = self.group, self.rule.structural
-        for name in (*optimizer.defaults, "max_lr_snapshot"):
+        for name in (*names, "max_lr_snapshot"):
             value = group.get(name)
             if value is None or isinstance(value, (bool, str)) or name in structural:
                 self.flags[name] = value
@@ -48,8 +59,6 @@ class Resolved:
                 self.flags[name] = tuple(value.items())
             else:
                 self.flags[name] = tuple(value) if isinstance(value, list) else value
-        # A GradScaler leaves these two on an optimizer that unscales by itself, for the length of one step.
-        grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
         self.flags["unscales"] = grad_scale is not None
         if grad_scale is not None:
             self.numbers["inverse_scale"] = 1 / self._number(grad_scale)

@@ -188,19 +188,30 @@ def _largest(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kahan:
-    """Half precision, and the rounding error that it has now, in half precision too."""
+    """Half precision, and the rounding error that it has now, in half precision too.
+
+    An error is kept where it can be one: at most half of the distance between neighbours. Where a parameter was given
+    another value from outside, what it lacked before is no part of that.
+    """
 
     dtype: torch.dtype
     beside: ClassVar[tuple[str, ...]] = ("compensation",)
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
-        """Their sum."""
-        return parts[0].to(maths) + parts[1].to(maths)
+        """Their sum, element by element where the second can be the first's rounding error."""
+        value, error = (part.to(maths) for part in parts)
+        return value + torch.where(torch.abs(error) <= self._largest_error(value), error, 0.0)
 
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest number, and what is left."""
         nearest = value.to(self.dtype)
         return nearest, (value - nearest.to(value.dtype)).to(self.dtype)
+
+    def _largest_error(self, value: Tensor) -> Tensor:
+        """Half of the distance of numbers to their neighbours in half precision."""
+        powers = (value.to(torch.float32).view(torch.int32) & 0x7F800000).view(torch.float32)
+        info = torch.finfo(self.dtype)
+        return torch.clamp(powers, min=info.tiny) * (info.eps / 2)
 
 
 @dataclass(frozen=True)
@@ -211,8 +222,10 @@ class Split:
 
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The float32 number whose upper half, rounded, is the first part."""
-        upper = parts[0].view(torch.int16).to(torch.int32) << 16
-        return (upper + parts[1].to(torch.int32)).view(torch.float32).to(maths)
+        upper, missing = parts[0].view(torch.int16).to(torch.int32), parts[1].to(torch.int32)
+        # Nothing lies below 0: a zero that was written from outside stays one.
+        missing = torch.where((upper & 0x7FFF) == 0, torch.clamp(missing, min=0), missing)
+        return ((upper << 16) + missing).view(torch.float32).to(maths)
 
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The upper half, ties away from zero so that the difference has 16 bits, and the difference."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from descend.engine.executors import chosen, fused
 from descend.engine.executors.kernels import kernel, signature_of
-from descend.engine.plan import trial_jobs
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
+from descend.engine.plan import Owner, trial_jobs
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class WarmUp:
 
 
 @torch.no_grad()
-def warm_up(optimizer: Optimizer) -> WarmUp:
+def warm_up(optimizer: Owner) -> WarmUp:
     """Compile all kernels that the fused groups of an optimizer will need, without a step.
 
     Parameters that take gradients count, with gradients of their own dtype. State, parameters and step counters stay
@@ -45,8 +41,8 @@ def warm_up(optimizer: Optimizer) -> WarmUp:
     Returns:
         What was compiled and how long each took; print it.
     """
-    jobs = [job for job in trial_jobs(optimizer) if chosen(type(optimizer), job) == "fused"]
-    signatures = {signature_of(type(optimizer), job) for job in jobs if fused.compiles(type(optimizer), job)}
+    jobs = [job for job in trial_jobs(optimizer) if chosen(job) == "fused"]
+    signatures = {signature_of(job.rule, job) for job in jobs if fused.compiles(job.rule, job)}
     kernels = []
     for signature in signatures:
         for stage in range(len(signature.rounds) + 1):

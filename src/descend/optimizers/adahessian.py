@@ -14,6 +14,7 @@ from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
+from descend.engine.rule import Rule
 from descend.engine.slots import Slot, positive, signed
 from descend.randomness import rademacher
 from descend.terms import ema, ema_sq
@@ -111,7 +112,7 @@ class Adahessian(Optimizer):
         ema_sq(s.exp_hessian_diag_sq, s.hessian, k.weight2)
         return s.exp_avg / ((s.exp_hessian_diag_sq * k.debias2) ** (k.hessian_power / 2)).add_(k.eps)
 
-    def _run(self, jobs: list[Job]) -> Totals:
+    def _run(self, jobs: list[Job]) -> dict[type[Rule], Totals]:
         """Estimate the curvature where it is due, then move the parameters."""
         due = [job for job in jobs if (job.known["t"] - 1) % job.group["update_each"] == 0]
         for job, estimate in zip(due, self._estimate([job.param for job in due], due), strict=True):

@@ -16,6 +16,7 @@ from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.rule import Rule
 from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import take
 from descend.terms import accumulate, add_product, assign, choose, either, least, most
@@ -172,9 +173,9 @@ class Prodigy(Optimizer):
         own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in first.items()}
         self.param_groups[-1].update(own)
 
-    def _run(self, jobs: list[Job]) -> Totals:
+    def _run(self, jobs: list[Job]) -> dict[type[Rule], Totals]:
         totals = super()._run(jobs)
-        for pairing, size, *_ in totals:  # a process that has no gradients itself hears of more sums than there are
+        for pairing, size, *_ in totals[type(self)]:  # a process without gradients hears of more sums than there are
             for group in self.param_groups:
                 _keep(group, pairing, size, jobs[0].known.get("found_inf") if jobs else None)
         return totals

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from descend.engine.exact import restored
 from descend.engine.plan import awaited
 from descend.engine.sharding.collectives import norm_of
 from descend.engine.sharding.layout import layout_of, local
@@ -87,7 +86,6 @@ class SAM(torch.optim.Optimizer):
             _check({**own, **group})
         super().__init__(base_optimizer.param_groups, {**base_optimizer.defaults, **own})
         self._origins: dict[Tensor, Tensor] | None = None
-        self._versions: dict[Tensor, int] = {}
         self._share(base_optimizer)
 
     def _share(self, base_optimizer: torch.optim.Optimizer) -> None:
@@ -136,7 +134,7 @@ class SAM(torch.optim.Optimizer):
         scaled = [g * local(p).abs() if group["sam_adaptive"] else g for group, p, g in moving]
         norm = norm_of([p for _, p, _ in moving], scaled)
         inverse = torch.where(torch.isfinite(norm) & (norm > 0), 1 / norm, 0.0)
-        self._origins, self._versions = {}, {p: p._version for _, p, _ in moving}
+        self._origins = {}
         for group, p, g in moving:
             here = local(p).detach()
             self._origins[p] = here.clone()
@@ -175,8 +173,7 @@ class SAM(torch.optim.Optimizer):
     def _come_back(self) -> None:
         for p, origin in (self._origins or {}).items():
             local(p).detach().copy_(origin)
-        restored(self.base_optimizer, self._versions)
-        self._origins, self._versions = None, {}
+        self._origins = None
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -241,7 +238,6 @@ class SAM(torch.optim.Optimizer):
             "defaults": self.defaults,
             "base_optimizer": self.base_optimizer,
             "_origins": self._origins,
-            "_versions": {},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

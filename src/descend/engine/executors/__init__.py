@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,80 +14,112 @@ from descend.engine.executors import foreach, fused, loop
 from descend.engine.executors.profile import falls_back, profile
 from descend.engine.executors.rounds import Absent, Rounds
 from descend.engine.job import Job
+from descend.engine.plan import Plan
+from descend.engine.rule import Rule
 from descend.engine.sharding import owners
 from descend.engine.sharding.collectives import total_over
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
-    from descend.engine.plan import Plan
 
 Way = Literal["loop", "foreach", "fused", "empty", "offloaded", "loop in pieces", "fused in pieces", "gathered"]
 Totals = list[tuple[Tensor, ...]]
 
 
-def run(rule: type[Optimizer], jobs: list[Job], plan: Plan) -> Totals:
-    """Carry all jobs over one step, in as many passes as the rule asks for sums over all tensors.
+def run(
+    rules: Iterable[type[Rule]], jobs: list[Job], plan: Plan, process_group: Any = None
+) -> dict[type[Rule], Totals]:
+    """Carry all jobs over one step, in as many passes as their rules ask for sums over all tensors.
 
     Args:
-        rule: the optimizer's class.
+        rules: of all parameters, in an order that all processes have.
         jobs: the parameters to move.
         plan: where these come from, which keeps what executors remember from step to step.
+        process_group: over which sums over all tensors go besides.
 
     Returns:
-        The sums over all tensors that the text asked for, a tuple a round.
+        For each rule the sums over all of its tensors that it asked for, a tuple a round.
     """
-    totals: Totals = []
+    totals: dict[type[Rule], Totals] = {}
+    rules = tuple(dict.fromkeys(rules))
     try:
-        ways = _ways(rule, jobs, plan.memory)
+        ways = _ways(jobs, plan.memory)
         if ways["gathered"]:
-            owners.run(ways["gathered"], lambda whole: _move_whole(rule, whole))
+            owners.run(ways["gathered"], _move_whole)
         absent: list[Job] = []
         while True:
             try:
-                totals = _advance(rule, ways, plan)
+                totals = _advance(rules, ways, plan, process_group)
                 break
             except Absent as found:
                 absent += found.jobs
-                ways = _ways(rule, [job for job in jobs if job not in absent], plan.memory)
+                ways = _ways([job for job in jobs if job not in absent], plan.memory)
         for job in ways["empty"]:
             job.done = True
     finally:
         for job in jobs:
             del job.grad  # it is the user's to free
-            if job.done and job.rests.master is not None:
-                job.version = job.leaf._version
         plan.settle()
         plan.counters.count(jobs if all(job.done for job in jobs) else [job for job in jobs if job.done])
     return totals
 
 
-def _advance(rule: type[Optimizer], ways: dict[Way, list[Job]], plan: Plan) -> Totals:
-    """Pass by pass, with the sums over all tensors in between."""
-    totals: Totals = []
+def _advance(
+    rules: Sequence[type[Rule]], ways: Mapping[Way, list[Job]], plan: Plan, process_group: Any
+) -> dict[type[Rule], Totals]:
+    """Pass by pass, with the sums over all tensors of a rule in between; those of all rules travel together."""
+    by_rule = _by_rule(rules, ways)
+    totals: dict[type[Rule], Totals] = {rule: [] for rule in rules}
     pieces = ways["loop in pieces"], ways["fused in pieces"]
-    carriers = [*(loop.carry(rule, job) for job in pieces[0]), *fused.carriers(rule, pieces[1], plan.memory)]
+    carriers = [loop.carry(job.rule, job) for job in pieces[0]]
+    for rule, mine in by_rule.items():
+        carriers += fused.carriers(rule, mine["fused in pieces"], _memory(plan.memory, rule))
     rounds = Rounds(carriers, [*pieces[0], *pieces[1]])
+    latest: dict[type[Rule], tuple[Tensor, ...]] = {}
+    waiting = set(rules)
     while True:
-        partials = [
-            *_pass(rule, ways, totals, plan.memory),
-            *offload.run(
-                ways["offloaded"],
-                plan.memory if plan.is_of_all else {},
-                lambda batch, memory: _pass(rule, _by_way(rule, batch), totals, memory),
-            ),
-            *rounds.advance(totals[-1] if totals else None),
-        ]
-        total = tuple(_add_up(parts) for parts in zip(*partials, strict=True)) if partials else None
-        if plan.process_group is not None:
-            everywhere = total_over(plan.process_group, total)
-            total = everywhere if total is None or everywhere is None else everywhere[: len(total)]
-        if total is None:
+        partials: dict[type[Rule], Totals] = {rule: [] for rule in rules}
+        for rule, mine in by_rule.items():
+            if rule not in waiting:
+                continue  # its parameters have moved
+            memory = _memory(plan.memory, rule)
+            partials[rule] += _pass(rule, mine, totals[rule], memory)
+            partials[rule] += offload.run(
+                mine["offloaded"],
+                memory if plan.is_of_all else {},
+                lambda batch, kept, rule=rule: _pass(rule, _by_way(batch), totals[rule], kept),  # type: ignore[misc]
+            )
+        for rule, sums in rounds.advance(latest):
+            partials[rule].append(sums)
+        latest = {
+            rule: tuple(_add_up(parts) for parts in zip(*found, strict=True))
+            for rule, found in partials.items()
+            if found
+        }
+        if process_group is not None:
+            latest = total_over(process_group, latest, rules)
+        if not latest:
             return totals
-        totals.append(total)
+        waiting = set(latest)
+        for rule, total in latest.items():
+            totals[rule].append(total)
 
 
-def _pass(rule: type[Optimizer], ways: Mapping[Way, list[Job]], totals: Totals, memory: dict[str, Any]) -> Totals:
-    """Whole parameters with their state beside them, as far as the next sum over all tensors; their part of it."""
+def _by_rule(
+    rules: Sequence[type[Rule]], ways: Mapping[Way, list[Job]]
+) -> dict[type[Rule], defaultdict[Way, list[Job]]]:
+    found = {rule: defaultdict[Way, list[Job]](list) for rule in rules}
+    for way, jobs in ways.items():
+        for job in jobs:
+            found[job.rule][way].append(job)
+    return found
+
+
+def _memory(memory: dict[Any, Any], rule: type[Rule]) -> dict[Any, Any]:
+    """What executors keep between steps of the parameters of one rule."""
+    kept: dict[Any, Any] = memory.setdefault(rule, {})
+    return kept
+
+
+def _pass(rule: type[Rule], ways: Mapping[Way, list[Job]], totals: Totals, memory: dict[str, Any]) -> Totals:
+    """Whole parameters with their state at hand, as far as the next sum over all tensors; their part of it."""
     return [
         *loop.run(rule, _waiting(ways["loop"]), totals),
         *foreach.run(rule, _waiting(ways["foreach"]), totals),
@@ -95,26 +127,26 @@ def _pass(rule: type[Optimizer], ways: Mapping[Way, list[Job]], totals: Totals, 
     ]
 
 
-def _by_way(rule: type[Optimizer], jobs: Sequence[Job]) -> Mapping[Way, list[Job]]:
+def _by_way(jobs: Sequence[Job]) -> Mapping[Way, list[Job]]:
     ways = defaultdict[Way, list[Job]](list)
     for job in jobs:
-        ways[chosen(rule, job)].append(job)
+        ways[chosen(job)].append(job)
     return ways
 
 
-def is_gathered(rule: type[Optimizer], job: Job) -> bool:
+def is_gathered(job: Job) -> bool:
     """Whether a parameter in pieces is put together for its step: rules of matrices, and state of another shape."""
     if not job.crosses:
         return False
-    of_matrices = rule.reach == "matrix" and not falls_back(job)
+    of_matrices = job.rule.reach == "matrix" and not falls_back(job)
     return of_matrices or any(slot.shape is not None for slot in job.slots.values())
 
 
-def _move_whole(rule: type[Optimizer], job: Job) -> None:
-    loop.run(rule, [job], [])
+def _move_whole(job: Job) -> None:
+    loop.run(job.rule, [job], [])
 
 
-def _ways(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> dict[Way, list[Job]]:
+def _ways(jobs: list[Job], memory: dict[str, Any]) -> dict[Way, list[Job]]:
     """The jobs by how they are carried, as before where they are the same."""
     before = memory.get("ways")
     if before is not None and before[0] == jobs and all(job.present for job in jobs):
@@ -122,12 +154,12 @@ def _ways(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> dic
         return ways
     ways = {way: [] for way in get_args(Way)}
     for job in jobs:
-        if is_gathered(rule, job):
+        if is_gathered(job):
             ways["gathered"].append(job)
-        elif job.crosses and profile(rule, job).rounds:
+        elif job.crosses and profile(job.rule, job).rounds:
             ways["fused in pieces" if job.group["fused"] else "loop in pieces"].append(job)
         elif job.present:
-            usual: Way = "offloaded" if job.offloaded else chosen(rule, job)
+            usual: Way = "offloaded" if job.offloaded else chosen(job)
             ways["empty" if job.param.numel() == 0 else usual].append(job)
     if all(job.present for job in jobs):
         memory["ways"] = jobs, ways
@@ -138,7 +170,7 @@ def _waiting(jobs: list[Job]) -> list[Job]:
     return jobs if not any(job.done for job in jobs) else [job for job in jobs if not job.done]
 
 
-def chosen(rule: type[Optimizer], job: Job) -> Way:
+def chosen(job: Job) -> Way:
     """How this parameter is carried: as its group asks, else as torch decides for the device."""
     if job.group["fused"]:
         return "fused"
@@ -146,7 +178,7 @@ def chosen(rule: type[Optimizer], job: Job) -> Way:
     if wanted is None:
         native = type(job.leaf) in (Tensor, torch.nn.Parameter)
         wanted = native and job.param.device.type in ("cuda", "xpu")
-    return "foreach" if wanted and job.layout is None and not profile(rule, job).shaped else "loop"
+    return "foreach" if wanted and job.layout is None and not profile(job.rule, job).shaped else "loop"
 
 
 def _add_up(parts: Sequence[Tensor]) -> Tensor:

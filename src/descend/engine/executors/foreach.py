@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +12,15 @@ from descend.engine.executors import loop
 from descend.engine.executors.profile import flags, profile
 from descend.engine.job import Job, real, values_of
 from descend.engine.known import Known, OverallKnown, Pause, State
+from descend.engine.rule import Rule
 from descend.engine.tensorlist import TensorList
 from descend.engine.text import advance
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
 
 # What a batch's parameters may weigh; temporaries are a few times that, and never grow with the model.
 BATCH_BYTES = 32 << 20
 
 
-def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
+def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
     partials: list[tuple[Any, ...]] = []
     for batch in _batches(jobs):
@@ -62,7 +60,7 @@ def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
-def _advance(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
+def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
     maths = batch[0].maths
     params, grads, resting = _gather(batch)
     p, s = _load(batch, params, resting)
@@ -78,7 +76,7 @@ def _advance(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Ten
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
 
 
-def _partial_sums(rule: type[Optimizer], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+def _partial_sums(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
     """The batch's part of the first sums over all tensors that are not known yet; nothing is changed."""
     maths = batch[0].maths
     params, grads, resting = _gather(batch)

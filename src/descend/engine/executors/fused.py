@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +20,13 @@ from descend.engine.executors.kernels import Signature, blank, kernel, signature
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.rounds import Ask, Carrier
 from descend.engine.job import Job, flatten, is_dense, real
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
+from descend.engine.rule import Rule
 
 _VECTOR = 16
 
 
 def run(
-    rule: type[Optimizer], jobs: list[Job], totals: list[tuple[Tensor, ...]], memory: dict[str, Any]
+    rule: type[Rule], jobs: list[Job], totals: list[tuple[Tensor, ...]], memory: dict[str, Any]
 ) -> list[tuple[Any, ...]]:
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
     if not jobs:
@@ -43,7 +41,7 @@ def run(
     return partials
 
 
-def carriers(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> list[Carrier]:
+def carriers(rule: type[Rule], jobs: list[Job], memory: dict[str, Any]) -> list[Carrier]:
     """Carriers for jobs in pieces."""
     if not jobs:
         return []
@@ -56,7 +54,7 @@ def carriers(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any]) -> 
     return [carrier for _, carrier in sorted(found, key=lambda pair: pair[0])]
 
 
-def _fresh(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any], key: str) -> tuple[list[Job], list[Bundle]]:
+def _fresh(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], key: str) -> tuple[list[Job], list[Bundle]]:
     """The jobs that no kernel serves and bundles of the others, whose views are of the memory that is there now."""
     tiny, bundles = _planned(rule, jobs, memory, key)
     if any(bundle.is_stale() for bundle in bundles):
@@ -65,9 +63,7 @@ def _fresh(rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any], key: 
     return tiny, bundles
 
 
-def _planned(
-    rule: type[Optimizer], jobs: list[Job], memory: dict[str, Any], name: str
-) -> tuple[list[Job], list[Bundle]]:
+def _planned(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], name: str) -> tuple[list[Job], list[Bundle]]:
     """The jobs in bundles, as before where they are the same, with all their kernels made."""
     seen = (
         [job.grad.dtype for job in jobs],
@@ -96,7 +92,7 @@ def _planned(
     return tiny, bundles
 
 
-def compiles(rule: type[Optimizer], job: Job) -> bool:
+def compiles(rule: type[Rule], job: Job) -> bool:
     """Whether a kernel serves this parameter.
 
     Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,10 @@ from torch import Tensor
 from descend.engine.executors.profile import Profile, Scope, flags, profile, scalars
 from descend.engine.job import Job
 from descend.engine.known import Across, Dims, Known, State
+from descend.engine.rule import Rule
 from descend.engine.slots import Slot
 from descend.engine.storage import Dice, Rests
 from descend.engine.text import advance, advanced, advanced_in_halves, cast_scalars, put
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
 
 # Parameters a call. A compiled function takes a fixed number; fewer are filled up with scratch.
 BUNDLE = 8
@@ -42,7 +40,7 @@ class Signature:
         in_pieces: whether others have the rest of the parameters; the table then tells what the pieces belong to.
     """
 
-    rule: type[Optimizer]
+    rule: type[Rule]
     flags: tuple[tuple[str, Any], ...]
     scalars: tuple[str, ...]
     slots: tuple[tuple[str, Slot, torch.dtype], ...]
@@ -78,7 +76,7 @@ class Signature:
         return f"{self.rule.__name__} for {str(self.param_dtype).removeprefix('torch.')} on {self.device}{passes}"
 
 
-def signature_of(rule: type[Optimizer], job: Job) -> Signature:
+def signature_of(rule: type[Rule], job: Job) -> Signature:
     """The kernel that serves this job."""
     needs: Profile = profile(rule, job)
     value = job.value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -11,16 +11,14 @@ from descend.engine.executors.profile import Profile, Scope, profile
 from descend.engine.executors.rounds import Ask, Carrier
 from descend.engine.job import Job, flatten, is_dense, real, values_of
 from descend.engine.known import Across, Dims, Known, OverallKnown, Pause, State
+from descend.engine.rule import Rule
 from descend.engine.text import advance, advanced, cast_scalars, put
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
 
 # Elements a piece: large enough to hide the calls, small enough that the allocator has its temporaries at hand.
 CHUNK = 1 << 20
 
 
-def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
+def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks.
 
     Returns:
@@ -101,7 +99,7 @@ class _Apart(Across):
         return self.known[self.asked - 1]
 
 
-def carry(rule: type[Optimizer], job: Job) -> Carrier:
+def carry(rule: type[Rule], job: Job) -> Carrier:
     """Carry a job in pieces over one step; the text runs anew, on copies, each time that sums have come."""
     k, known = _known(job), list[tuple[Tensor, ...]]()
     (_, p, g, s), *_ = _pieces(job, True, k)
@@ -138,7 +136,7 @@ class Scratch(State):
         return name in self._names
 
 
-def partial_sums(rule: type[Optimizer], job: Job, k: Known) -> tuple[Any, ...]:
+def partial_sums(rule: type[Rule], job: Job, k: Known) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
     p, g = values_of(job)
     k.measure(tuple(p.shape))

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from descend.engine.job import Job
 from descend.engine.known import Across, Dims, Known, State
+from descend.engine.rule import Rule
 from descend.engine.slots import Slot
 from descend.engine.text import advance
-
-if TYPE_CHECKING:
-    from descend.engine.optimizer import Optimizer
 
 Scope = Literal["own", "overall"]
 
@@ -47,7 +45,7 @@ class Profile:
         return self.shaped or any(scope == "own" for scope, _ in self.rounds)
 
 
-def profile(rule: type[Optimizer], job: Job) -> Profile:
+def profile(rule: type[Rule], job: Job) -> Profile:
     """The profile of the rule's text under this job's flags."""
     if rule.reach == "matrix" and not (job.crosses and falls_back(job)):
         return Profile(shaped=True)

@@ -5,7 +5,7 @@ Every executor carries such parameters as generators: they yield what they have 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from descend.engine.executors.profile import Scope
 from descend.engine.job import Job
 from descend.engine.known import Dims
+from descend.engine.rule import Rule
 from descend.engine.sharding.collectives import Sum, complete
 
 
@@ -60,18 +61,19 @@ class Rounds:
         for carrier in carriers:
             self._go_on(carrier, None)
 
-    def advance(self, total: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
-        """Carry on with the latest sums over all tensors, until the end or until the next are needed.
+    def advance(self, latest: Mapping[type[Rule], tuple[Tensor, ...]]) -> list[tuple[type[Rule], tuple[Tensor, ...]]]:
+        """Carry on with the latest sums over all tensors of each rule, until the end or until the next are needed.
 
         Returns:
-            For each that waits for the next its sums, complete over the processes.
+            For each that waits for the next its rule and its sums, complete over the processes.
 
         Raises:
             Absent: before anything has moved.
         """
         waiting, self._waiting = self._waiting, []
         for carrier, ask in waiting:
-            if total is not None and ask.scope == "overall":
+            total = latest.get(ask.job.rule) if ask.scope == "overall" else None
+            if total is not None:
                 self._go_on(carrier, [x.to(partial.device) for x, partial in zip(total, ask.partials, strict=True)])
             else:
                 self._waiting.append((carrier, ask))
@@ -80,7 +82,8 @@ class Rounds:
             self._waiting = [(carrier, ask) for carrier, ask in self._waiting if ask.scope != "own"]
             for (carrier, _), answer in zip(now, self._sum([ask for _, ask in now]), strict=True):
                 self._go_on(carrier, answer)
-        return [tuple(answer) for answer in self._sum([ask for _, ask in self._waiting])]
+        asks = [ask for _, ask in self._waiting]
+        return [(ask.job.rule, tuple(answer)) for ask, answer in zip(asks, self._sum(asks), strict=True)]
 
     def _go_on(self, carrier: Carrier, answer: list[Tensor] | None) -> None:
         try:

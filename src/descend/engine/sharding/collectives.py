@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from descend.engine.job import Job
 from descend.engine.sharding.layout import Layout, layout_of, meshes
+
+Key = TypeVar("Key")
 
 _MOST = 4  # sums over all tensors that a text asks for at once, at most
 
@@ -79,15 +81,32 @@ def _device(group: Any) -> torch.device:
     return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
 
 
-def total_over(group: Any, partials: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
-    """Sums over a group whose processes have different parameters; None if nobody has any. One without gives None."""
-    packed = torch.zeros(_MOST + 1, dtype=torch.float64)
-    if partials is not None:
-        packed[: len(partials)] = torch.stack([x.double().cpu() for x in partials])
-        packed[-1] = 1
+def total_over(
+    group: Any, partials: Mapping[Key, tuple[Tensor, ...]], keys: Sequence[Key]
+) -> dict[Key, tuple[Tensor, ...]]:
+    """Sums over a group whose processes have different parameters, in one collective.
+
+    Args:
+        group: of torch.distributed.
+        partials: the sums of this process, by whose they are; a process may have none.
+        keys: whose sums there can be, the same on every process.
+
+    Returns:
+        The sums that at least one process has; as many as this process asked for, where it did.
+    """
+    packed = torch.zeros(len(keys), _MOST + 1, dtype=torch.float64, device="cpu")
+    for row, key in zip(packed, keys, strict=True):
+        if key in partials:
+            row[: len(partials[key])] = torch.stack([x.double().cpu() for x in partials[key]])
+            row[-1] = 1
     packed = packed.to(_device(group))
     dist.all_reduce(packed, group=group)
-    return tuple(packed[:-1].unbind()) if packed[-1] > 0 else None
+    wanted = (packed[:, -1] > 0).tolist()
+    return {
+        key: tuple(row[: len(partials[key]) if key in partials else _MOST].unbind())
+        for key, row, any_has in zip(keys, packed, wanted, strict=True)
+        if any_has
+    }
 
 
 def norm_of(params: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:

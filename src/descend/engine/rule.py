@@ -1,0 +1,82 @@
+"""A rule: what an optimizer's mathematics consists of. Rules see values; they know nothing of optimizers or executors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from descend.engine.known import Known, State
+from descend.engine.slots import Slot
+from descend.engine.text import take
+from descend.terms import Quotient
+
+Reach = Literal["elementwise", "tensor", "rows", "matrix"]
+Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
+
+
+class Rule:
+    """The mathematics of one optimizer: its state, its scalars, its direction.
+
+    All parts are static or class methods: a rule is never instantiated, and has no state of its own.
+    """
+
+    reach: ClassVar[Reach] = "elementwise"
+    #: Whether a rule of reach "rows" tells no dimensions apart but the first: its sums go over units and over all.
+    by_units: ClassVar[bool] = False
+    #: State names that checkpoints of timm or torch use for ours.
+    foreign_names: ClassVar[Mapping[str, str]] = {}
+    #: State that is kept beside the slots, loaded as it is.
+    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff",))
+    #: Scalars that a parameter carries from step to step on the host, with their start.
+    carried: ClassVar[Mapping[str, float]] = {}
+    #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
+    structural: ClassVar[frozenset[str]] = frozenset()
+    #: Common options that the rule cannot honour, with the reason.
+    refused: ClassVar[Mapping[str, str]] = {}
+    #: What to change where a step must not wait for the gradients of all parameters.
+    waits_for_all: ClassVar[str] = ""
+
+    @staticmethod
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        """The state that the rule keeps for parameter `p` under the options `h`."""
+        return {}
+
+    @staticmethod
+    def traits(h: Any, p: Tensor) -> dict[str, Any]:
+        """Flags that depend on the parameter's shape: which way of a rule with several ways it goes."""
+        return {}
+
+    @staticmethod
+    def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
+        """The scalars of step `t` (1 at a parameter's first), from the options `h` and what is carried, `c`.
+
+        Arithmetic only, so that the same lines run on Python floats and, with ``capturable``, on 0-d tensors. Every
+        numeric option is known to the text anyway. ``gain`` multiplies the lr; carried scalars are assigned on `c`.
+        """
+        return {}
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
+        """Move the state `s` by the gradient `g` and return the direction in which the parameter descends."""
+        raise NotImplementedError("an optimizer defines direction(p, g, s, k), or move(p, g, s, k)")
+
+    @classmethod
+    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        """Change `p` itself: the door for rules whose step is more than lr times a direction."""
+        take(p, cls.direction(p, g, s, k), g, k)
+
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        """How weight decay enters: into the gradient, onto the parameter, or by the rule's own lines."""
+        return "decoupled"
+
+    @staticmethod
+    def check(h: Any) -> None:
+        """Raise ValueError where options contradict each other."""
+
+    @staticmethod
+    def needs_whole(h: Any) -> str:
+        """Why no parameter may be spread over processes, and what to do; empty where they may."""
+        return ""
