@@ -41,7 +41,6 @@ class Counters:
     def __init__(self) -> None:
         self._pointers: list[int] = []
         self._together: Tensor | None = None
-        self._most = 0.0
 
     def read(self, jobs: Sequence[Job]) -> list[float]:
         """The steps that these parameters have taken."""
@@ -50,12 +49,10 @@ class Counters:
         steps = [job.home["step"] for job in jobs]
         pointers = list(map(Tensor.data_ptr, steps))
         if pointers != self._pointers:
-            self._pointers, self._together, self._most = pointers, _together(steps), _LARGEST
+            self._pointers, self._together = pointers, _together(steps)
         values: list[float] = (torch.stack(steps) if self._together is None else self._together).tolist()
-        if self._most >= _LARGEST:
-            self._most = max(values)
-            if self._most >= _LARGEST - 1:
-                _widen(jobs)
+        if max(values) >= _LARGEST - 1 and _widen(jobs):
+            self._pointers, self._together = [], None
         return values
 
     def count(self, jobs: Sequence[Job]) -> None:
@@ -67,7 +64,6 @@ class Counters:
                 self._together.add_(1)
             else:
                 torch._foreach_add_([job.home["step"] for job in on_host], 1)
-            self._most += 1
             _carry(on_host)
         if on_device:
             _count_on_device(on_device)
@@ -84,12 +80,12 @@ def _together(steps: Sequence[Tensor]) -> Tensor | None:
     return first.as_strided((len(steps),), (1,)) if same else None
 
 
-def _widen(jobs: Sequence[Job]) -> None:
-    """Let counters that float32 would stop go on in float64."""
-    for job in jobs:
-        step = job.home["step"]
-        if step.dtype == torch.float32 and step >= _LARGEST - 1:
-            job.home["step"] = step.double()
+def _widen(jobs: Sequence[Job]) -> bool:
+    """Let counters that float32 would stop go on in float64; whether there were any."""
+    stopping = [job for job in jobs if job.home["step"].dtype != torch.float64 and job.home["step"] >= _LARGEST - 1]
+    for job in stopping:
+        job.counter = job.home["step"] = job.home["step"].double()
+    return bool(stopping)
 
 
 def _carry(jobs: Sequence[Job]) -> None:

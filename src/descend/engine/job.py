@@ -34,6 +34,7 @@ class Job:
         slots: what the rule declared for it.
         resting: the tensors of the state as they rest, of which there may be several for a slot.
         rests: how values are made of them.
+        counter: how often it has moved, which the state has as ``step``.
         kind: what the parameter was when all this was found; see :func:`kind_of`.
         group: the parameter group.
         known: scalars and flags for the text; jobs with the same dict can run as one batch.
@@ -55,6 +56,7 @@ class Job:
     known: dict[str, Any] = field(init=False)
     carried: dict[str, Any] = field(init=False)
     done: bool = False
+    counter: Tensor | None = None
     kind: tuple[Any, ...] = ()
     layout: Layout | None = None
     present: bool = True

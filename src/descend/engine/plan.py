@@ -211,6 +211,7 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
         group=r.group,
         traits=tuple(traits.items()),
         units=units,
+        counter=state["step"],
         kind=kind_of(p),
         layout=layout,
         offloaded=offloaded,
@@ -252,7 +253,7 @@ def awaited(p: Tensor) -> bool:
 
 def is_current(job: Job, p: Tensor) -> bool:
     """Whether a job holds still: it is about this parameter, which is what it was, with the state that it had."""
-    if job.leaf is not p or "step" not in job.home or job.kind != kind_of(p):
+    if job.leaf is not p or job.home.get("step") is not job.counter or job.kind != kind_of(p):
         return False
     if job.layout is None:
         return True

@@ -223,8 +223,9 @@ class Split:
     def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
         """The float32 number whose upper half, rounded, is the first part."""
         upper, missing = parts[0].view(torch.int16).to(torch.int32), parts[1].to(torch.int32)
-        # Nothing lies below 0: a zero that was written from outside stays one.
+        # No number has bits below those of 0, or above those of infinity: values from outside stay what they are.
         missing = torch.where((upper & 0x7FFF) == 0, torch.clamp(missing, min=0), missing)
+        missing = torch.where((upper & 0x7FFF) == 0x7F80, torch.clamp(missing, max=0), missing)
         return ((upper << 16) + missing).view(torch.float32).to(maths)
 
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
