@@ -84,7 +84,7 @@ def _widen(jobs: Sequence[Job]) -> bool:
     """Let counters that float32 would stop go on in float64; whether there were any."""
     stopping = [job for job in jobs if job.home["step"].dtype != torch.float64 and job.home["step"] >= _LARGEST - 1]
     for job in stopping:
-        job.counter = job.home["step"] = job.home["step"].double()
+        job.home["step"] = job.home["step"].double()
     return bool(stopping)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from descend.engine.known import State
 from descend.engine.rule import Rule
 from descend.engine.sharding.layout import Dims, Layout, local
 from descend.engine.slots import Slot
@@ -31,11 +32,16 @@ class Job:
         offloaded: whether the state rests on the host and the parameter does not.
         traits: its flags that depend on its shape.
         units: whether all dimensions but the first count as one for the rule, which saves a compiler many loops.
+        held: the state with its names, as it was when the job was made.
+        carries: whether its rule carries scalars from step to step.
+        crosses: whether sums over the parameter go over other processes.
+        maths: the dtype that this parameter's arithmetic is done in.
+        is_plain: whether values rest as the rule takes them, so that it can work on the tensors themselves.
+        live: the state as the rule sees it where it is plain.
         slots: what the rule declared for it.
         resting: the tensors of the state as they rest, of which there may be several for a slot.
         rests: how values are made of them.
-        counter: how often it has moved, which the state has as ``step``.
-        kind: what the parameter was when all this was found; see :func:`kind_of`.
+        dtype: the parameter's when the job was made; with `device` and `shape` what state and step depend on.
         group: the parameter group.
         known: scalars and flags for the text; jobs with the same dict can run as one batch.
         carried: the carried scalars after this step, written back once it is done.
@@ -56,26 +62,39 @@ class Job:
     known: dict[str, Any] = field(init=False)
     carried: dict[str, Any] = field(init=False)
     done: bool = False
-    counter: Tensor | None = None
-    kind: tuple[Any, ...] = ()
     layout: Layout | None = None
     present: bool = True
     offloaded: bool = False
 
-    @property
-    def maths(self) -> torch.dtype:
-        """The dtype that this parameter's arithmetic is done in."""
-        return torch.float64 if self.param.dtype in (torch.float64, torch.complex128) else torch.float32
+    def __post_init__(self) -> None:
+        p = self.param
+        self.dtype, self.device, self.shape = self.leaf.dtype, self.leaf.device, self.leaf.shape
+        self.ndim, self.numel = p.dim(), float(p.numel())
+        self.held = tuple((name, self.home[name]) for name in ("step", *self.rule.carried, *self.resting))
+        self.carries = bool(self.rule.carried)
+        self.crosses = self.layout is not None and bool(self.layout.sharded)
+        self.maths = torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
+        whole = self.layout is None and not self.offloaded and type(self.leaf) in (Tensor, torch.nn.Parameter)
+        alike = p.dtype == self.maths and all(self.state[name].dtype == self.maths for name in self.resting)
+        self.is_plain = whole and alike and self.rests.is_plain and (p.dim() < 3 or not self.units)
+        self.live = State.of(self.state)
+
+    def is_current(self, p: Tensor) -> bool:
+        """Whether the job holds still: it is about this parameter, which is what it was, with the state that it had."""
+        if self.leaf is not p or p.dtype is not self.dtype or p.shape != self.shape or p.device != self.device:
+            return False
+        home = self.home
+        for name, tensor in self.held:
+            if home.get(name) is not tensor:
+                return False
+        return self.layout is None or (
+            self.param is local(p) and all(t is local(home[name]) for name, t in self.state.items())
+        )
 
     @property
     def value(self) -> Tensor:
         """The parameter as its rule sees it: real, and of two dimensions at most where only units count."""
         return self.seen(self.param.detach())
-
-    @property
-    def crosses(self) -> bool:
-        """Whether sums over the parameter go over other processes."""
-        return self.layout is not None and bool(self.layout.sharded)
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -119,11 +138,6 @@ class Job:
             return x
         length = math.prod(x.shape[1:])
         return x.as_strided((x.size(0), length), (length, 1)) if x.stride(0) == length or x.size(0) == 1 else x
-
-
-def kind_of(p: Tensor) -> tuple[Any, ...]:
-    """What a parameter is, as far as its state and its step depend on it: a job holds for as long as this does."""
-    return p.dtype, p.device, p.shape
 
 
 def real(x: Tensor) -> Tensor:

@@ -34,6 +34,13 @@ class State:
     def __init__(self, slots: Mapping[str, Any]) -> None:
         self.__dict__.update(slots)
 
+    @classmethod
+    def of(cls, tensors: dict[str, Any]) -> State:
+        """A dict's own tensors, whatever these are exchanged for."""
+        state = cls.__new__(cls)
+        state.__dict__ = tensors
+        return state
+
     def __getattr__(self, name: str) -> Tensor:
         raise AttributeError(f"the rule uses state {name!r}, which its slots() does not declare")
 

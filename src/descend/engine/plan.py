@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from descend.engine.counters import Counters, as_counter, new_counters
-from descend.engine.job import Job, kind_of
+from descend.engine.job import Job
 from descend.engine.offload import is_far, on_host
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
@@ -63,35 +63,27 @@ class Plan:
             owner: the optimizer.
             moved: parameters without a gradient that have moved in this step already.
         """
-        found = [
-            (i, j, p, g)
-            for i, j, p in self._params(owner)
-            if (g := p.grad) is not None or (awaited(p) and p not in moved)
-        ]
-        for index, position, _, g in found:
-            if g is not None and g.layout is not torch.strided:
-                raise RuntimeError(
-                    f"{type(owner).__name__}: the gradient of parameter {owner.name_of(index, position)} is "
-                    f"sparse ({g.layout}); make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam"
-                )
+        found = self._with_gradients(owner, moved)
         held = self._held(owner)
         if not (len(held) == len(self._states) and all(map(operator.is_, held, self._states))):
             self.memory.clear()
             self._groups.clear()
             self._states = []
-        self._begin_counting(owner, found)
         resolved: dict[int, tuple[Resolved, dict[int, Job]]] = {}
-        jobs, on_host = [], []
-        for index, position, p, g in found:
+        jobs: list[Job] = []
+        current: list[Job | None] = []
+        for index, position, p, _ in found:
             if index not in resolved:
                 resolved[index] = self._group(owner, index)
+            job = resolved[index][1].get(position)
+            current.append(job if job is not None and job.is_current(p) else None)
+        if None in current:
+            self._begin_counting(owner, [one for one, job in zip(found, current, strict=True) if job is None])
+        on_host: list[tuple[Job, Resolved]] = []
+        for (index, position, p, g), job in zip(found, current, strict=True):
             r, kept = resolved[index]
-            job = kept.get(position)
-            if job is None or not is_current(job, p):
-                home = owner.state[p] if g is not None or p in owner.state else {}
-                if job is not None and job.leaf is p:
-                    follow(job, r, home, owner.name_of(index, position))
-                job = kept[position] = new_job(p, r, home, (index << 32) + position)
+            if job is None:
+                job = kept[position] = self._bind(owner, r, index, position, kept.get(position))
             job.group, job.done = r.group, False
             if job.layout is None and g is not None:
                 job.grad = g
@@ -105,35 +97,60 @@ class Plan:
             else:
                 on_host.append((job, r))
         for (job, r), step in zip(on_host, self.counters.read([job for job, _ in on_host]), strict=True):
-            tell(job, r, step + 1)
+            made = None if job.carries else r.made.get((step + 1, (), job.traits))
+            if made is None:
+                tell(job, r, step + 1)
+            else:
+                job.known, job.carried = made
         if self._places is not None or len(self._states) != len(owner.state):
             self._states = self._held(owner)
         return jobs
 
-    def _begin_counting(self, owner: Owner, found: Iterable[tuple[int, int, Tensor, Tensor | None]]) -> None:
+    def _with_gradients(self, owner: Owner, moved: Collection[Tensor]) -> list[tuple[int, int, Tensor, Tensor | None]]:
+        """Group, position, parameter and gradient of all that move, here or on another process."""
+        groups = owner.param_groups
+        if self._places is None:
+            places = [(i, j, p) for i, group in enumerate(groups) for j, p in enumerate(group["params"])]
+        else:
+            places = [(i, j, groups[i]["params"][j]) for i, j in self._places]
+        found: list[tuple[int, int, Tensor, Tensor | None]] = []
+        for i, j, p in places:
+            g = p.grad
+            if g is None:
+                if awaited(p) and p not in moved:
+                    found.append((i, j, p, None))
+                continue
+            if g.layout is not torch.strided:
+                raise RuntimeError(
+                    f"{type(owner).__name__}: the gradient of parameter {owner.name_of(i, j)} is "
+                    f"sparse ({g.layout}); make it dense (sparse=False in nn.Embedding), or use torch.optim.SparseAdam"
+                )
+            found.append((i, j, p, g))
+        return found
+
+    def _bind(self, owner: Owner, r: Resolved, index: int, position: int, before: Job | None) -> Job:
+        """The job of a parameter that has none, or is not what it was."""
+        p = owner.param_groups[index]["params"][position]
+        home = owner.state[p] if p.grad is not None or p in owner.state else {}
+        if before is not None and before.leaf is p and (before.dtype, before.shape) != (p.dtype, p.shape):
+            follow(before, r, home, owner.name_of(index, position))
+        return new_job(p, r, home, (index << 32) + position)
+
+    def _begin_counting(self, owner: Owner, unbound: Iterable[tuple[int, int, Tensor, Tensor | None]]) -> None:
         """Give parameters that have not moved yet their counters, all of them views of one tensor."""
         fresh = [
-            (i, j, owner.state[p])
-            for i, j, p, g in found
+            owner.state[p]
+            for i, _, p, g in unbound
             if g is not None and not owner.param_groups[i]["capturable"] and "step" not in owner.state[p]
         ]
-        for (i, j, state), counter in zip(fresh, new_counters([0.0] * len(fresh)), strict=True):
+        for state, counter in zip(fresh, new_counters([0.0] * len(fresh)), strict=True):
             state["step"] = counter
-            if i in self._groups:
-                self._groups[i][1].pop(j, None)
-
-    def _params(self, owner: Owner) -> Iterator[tuple[int, int, Tensor]]:
-        """Group, position and parameter of all that the plan is about."""
-        if self._places is not None:
-            return ((i, j, owner.param_groups[i]["params"][j]) for i, j in self._places)
-        groups = enumerate(owner.param_groups)
-        return ((i, j, p) for i, group in groups for j, p in enumerate(group["params"]))
 
     def _held(self, owner: Owner) -> list[Any]:
         """The state dicts that the jobs are to hold."""
         if self._places is None:
             return list(owner.state.values())
-        return [owner.state.get(p) for _, _, p in self._params(owner)]
+        return [owner.state.get(owner.param_groups[i]["params"][j]) for i, j in self._places]
 
     def let_go(self, jobs: list[Job]) -> None:
         """Keep nothing of a step that is not taken: gradients are the user's to free."""
@@ -211,8 +228,6 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
         group=r.group,
         traits=tuple(traits.items()),
         units=units,
-        counter=state["step"],
-        kind=kind_of(p),
         layout=layout,
         offloaded=offloaded,
     )
@@ -249,15 +264,6 @@ def awaited(p: Tensor) -> bool:
     """Whether a parameter without a gradient takes part in a step: another process may have a gradient for its piece."""
     layout = layout_of(p) if p.requires_grad else None
     return layout is not None and bool(layout.sharded)
-
-
-def is_current(job: Job, p: Tensor) -> bool:
-    """Whether a job holds still: it is about this parameter, which is what it was, with the state that it had."""
-    if job.leaf is not p or job.home.get("step") is not job.counter or job.kind != kind_of(p):
-        return False
-    if job.layout is None:
-        return True
-    return job.param is local(p) and all(t is local(job.home[name]) for name, t in job.state.items())
 
 
 def tell(job: Job, r: Resolved, t: float) -> None:

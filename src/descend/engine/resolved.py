@@ -27,6 +27,7 @@ class Resolved:
             float64 tensors where they were tensors and the step is capturable.
         numbers: options that may change from step to step without another text.
         flags: options that decide what the text is.
+        made: what :meth:`at` gave so far.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Resolved:
         self._sort(names, *scaling)
         self.h = SimpleNamespace(**self.numbers, **self.flags)
         self.decay = self.rule.decay(self.h) if hasattr(self.h, "weight_decay") else "none"
-        self._made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
 
     def _sort(self, names: Iterable[str], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         group, structural = self.group, self.rule.structural
@@ -74,10 +75,10 @@ class Resolved:
     def at(self, t: float, carried: tuple[float, ...], traits: tuple[Any, ...]) -> Any:
         """What :meth:`known` gives for these numbers, made once: parameters at the same step share it."""
         key = (t, carried, traits)
-        made = self._made.get(key)
+        made = self.made.get(key)
         if made is None:
             before = dict(zip(self.rule.carried, carried, strict=True))
-            made = self._made[key] = self.known(t, before, dict(traits))
+            made = self.made[key] = self.known(t, before, dict(traits))
         return made
 
     def known(self, t: Any, carried: dict[str, Any], traits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

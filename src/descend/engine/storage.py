@@ -290,6 +290,11 @@ class Rests:
         return isinstance(self.master, Stochastic) or self.in_order
 
     @property
+    def is_plain(self) -> bool:
+        """Whether tensors of the dtype of the maths are the values themselves."""
+        return self.master is None and not self.blocks
+
+    @property
     def in_halves(self) -> bool:
         """Whether everything in blocks has 4 bits."""
         return bool(self.blocks) and all(storage.bits == 4 for _, storage in self.blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -56,13 +57,11 @@ class TensorList:
     @classmethod
     def each(cls, func: Callable[..., Any], *args: Any, **kwargs: Any) -> TensorList:
         """Apply `func` tensor by tensor; arguments that are no list are given to every call."""
-        length = next(len(a.tensors) for a in (*args, *kwargs.values()) if isinstance(a, TensorList))
-        columns = [a.tensors if isinstance(a, TensorList) else (a,) * length for a in args]
-        named = {n: a.tensors if isinstance(a, TensorList) else (a,) * length for n, a in kwargs.items()}
-        return cls(
-            func(*(column[i] for column in columns), **{n: column[i] for n, column in named.items()})
-            for i in range(length)
-        )
+        columns = [a.tensors if isinstance(a, TensorList) else repeat(a) for a in (*args, *kwargs.values())]
+        if not kwargs:
+            return cls(map(func, *columns))
+        count = len(args)
+        return cls(func(*row[:count], **dict(zip(kwargs, row[count:], strict=True))) for row in zip(*columns))  # noqa: B905
 
     # Out of place.
     def __add__(self, other: Any) -> TensorList:

@@ -57,7 +57,7 @@ def run(
         for job in jobs:
             del job.grad  # it is the user's to free
         plan.settle()
-        plan.counters.count(jobs if all(job.done for job in jobs) else [job for job in jobs if job.done])
+        plan.counters.count([job for job in jobs if job.done])
     return totals
 
 
@@ -122,7 +122,7 @@ def _pass(rule: type[Rule], ways: Mapping[Way, list[Job]], totals: Totals, memor
     """Whole parameters with their state at hand, as far as the next sum over all tensors; their part of it."""
     return [
         *loop.run(rule, _waiting(ways["loop"]), totals),
-        *foreach.run(rule, _waiting(ways["foreach"]), totals),
+        *foreach.run(rule, _waiting(ways["foreach"]), totals, memory),
         *fused.run(rule, _waiting(ways["fused"]), totals, memory),
     ]
 
@@ -149,7 +149,8 @@ def _move_whole(job: Job) -> None:
 def _ways(jobs: list[Job], memory: dict[str, Any]) -> dict[Way, list[Job]]:
     """The jobs by how they are carried, as before where they are the same."""
     before = memory.get("ways")
-    if before is not None and before[0] == jobs and all(job.present for job in jobs):
+    absent = [job for job in jobs if not job.present]
+    if before is not None and before[0] == jobs and not absent:
         ways: dict[Way, list[Job]] = before[1]
         return ways
     ways = {way: [] for way in get_args(Way)}
@@ -161,13 +162,14 @@ def _ways(jobs: list[Job], memory: dict[str, Any]) -> dict[Way, list[Job]]:
         elif job.present:
             usual: Way = "offloaded" if job.offloaded else chosen(job)
             ways["empty" if job.param.numel() == 0 else usual].append(job)
-    if all(job.present for job in jobs):
+    if not absent:
         memory["ways"] = jobs, ways
     return ways
 
 
 def _waiting(jobs: list[Job]) -> list[Job]:
-    return jobs if not any(job.done for job in jobs) else [job for job in jobs if not job.done]
+    waiting = [job for job in jobs if not job.done]
+    return jobs if len(waiting) == len(jobs) else waiting
 
 
 def chosen(job: Job) -> Way:

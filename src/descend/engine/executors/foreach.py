@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.executors import loop
-from descend.engine.executors.profile import flags, profile
+from descend.engine.executors.profile import profile
 from descend.engine.job import Job, real, values_of
 from descend.engine.known import Known, OverallKnown, Pause, State
 from descend.engine.rule import Rule
@@ -20,10 +20,12 @@ from descend.engine.text import advance
 BATCH_BYTES = 32 << 20
 
 
-def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
+def run(
+    rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]], memory: dict[str, Any]
+) -> list[tuple[Any, ...]]:
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
     partials: list[tuple[Any, ...]] = []
-    for batch in _batches(jobs):
+    for batch in _batches(jobs, memory):
         if profile(rule, batch[0]).overall > len(totals):
             partials.append(_partial_sums(rule, batch, totals))
             continue
@@ -33,19 +35,31 @@ def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]])
     return partials
 
 
-def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> list[list[Job]]:
+    """The jobs in batches, as before where they are the same and what a batch has in common still is."""
+    kept = memory.get("foreach")
+    if kept is not None and kept[0] == jobs:
+        batches: list[list[Job]] = kept[1]
+        if all(_agrees(batch) for batch in batches):
+            return batches
+    batches = list(_cut(jobs))
+    memory["foreach"] = jobs, batches
+    return batches
+
+
+def _agrees(batch: Sequence[Job]) -> bool:
+    known, dtype = batch[0].known, batch[0].grad.dtype
+    for job in batch:
+        if job.known is not known or job.grad.dtype is not dtype:
+            return False
+    return True
+
+
+def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call can serve: the same scalars, device, dtypes; in order, up to the bytes of a batch."""
     kinds: dict[Any, list[Job]] = {}
     for job in jobs:
-        key = (
-            id(job.known),
-            job.param.device,
-            job.param.dtype,
-            job.grad.dtype,
-            flags(job),
-            tuple(job.slots),
-            job.rests,
-        )
+        key = id(job.known), job.device, job.dtype, job.grad.dtype, tuple(job.slots), job.rests, job.is_plain
         kinds.setdefault(key, []).append(job)
     for kind in kinds.values():
         batch: list[Job] = []
@@ -61,12 +75,17 @@ def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 
 def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
-    maths = batch[0].maths
+    first, k = batch[0], _known(batch, totals)
+    if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
+        state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
+        advance(rule, TensorList([job.param for job in batch]), TensorList([job.grad for job in batch]), state, k)  # type: ignore[arg-type]
+        return
+    maths = first.maths
     params, grads, resting = _gather(batch)
     p, s = _load(batch, params, resting)
     g = [g.to(maths) for g in grads]
     state = State({name: TensorList(tensors) for name, tensors in s.items()})
-    advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
+    advance(rule, TensorList(p), TensorList(g), state, k)  # type: ignore[arg-type]
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
         values = {name: tensors[i] for name, tensors in s.items()}
@@ -74,6 +93,15 @@ def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, 
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
+
+
+def _lie_alike(batch: Sequence[Job]) -> bool:
+    """Whether gradients lie in memory as their parameters do."""
+    for job in batch:
+        p, g = job.param, job.grad
+        if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride():
+            return False
+    return True
 
 
 def _partial_sums(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from descend.engine.executors.profile import Profile, Scope, profile
+from descend.engine.executors.profile import Scope, profile
 from descend.engine.executors.rounds import Ask, Carrier
 from descend.engine.job import Job, flatten, is_dense, real, values_of
 from descend.engine.known import Across, Dims, Known, OverallKnown, Pause, State
@@ -25,22 +25,46 @@ def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]])
         The partial sums of the jobs that stopped there.
     """
     partials: list[tuple[Any, ...]] = []
-    shared: dict[tuple[int, int, bool, bool], tuple[Profile, Known]] = {}
+    contexts: dict[Any, _Context] = {}
     for job in jobs:
-        key = id(job.known), job.param.dim(), job.units, job.crosses
-        if key not in shared:
-            shared[key] = profile(rule, job), _known(job)
-        needs, k = shared[key]
-        there = [tuple(total.to(job.param.device) for total in sums) for sums in totals]
-        k.across = OverallKnown(there)
-        if needs.overall > len(totals):
+        key = id(job.known), job.ndim, job.units, job.device
+        context = contexts.get(key)
+        if context is None:
+            context = contexts[key] = _Context(rule, job, totals)
+        k, g = context.k, job.grad
+        context.across.asked = 0
+        if context.waits:
             partials.append(partial_sums(rule, job, k))
             continue
-        for first, p, g, s in _pieces(job, needs.whole, k):
-            k.across = OverallKnown(there)
+        if job.is_plain and context.is_plain and g.dtype is job.maths and (context.whole or job.numel <= CHUNK):
+            p = job.param
+            if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
+                k.numel, k.ndim, k.shape = job.numel, job.ndim, job.shape
+                advance(rule, p, g, job.live, k)
+                job.done = True
+                continue
+        for first, p, g, s in _pieces(job, context.whole, k):
+            context.across.asked = 0
             put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
         job.done = True
     return partials
+
+
+class _Context:
+    """What parameters that know the same have in common for the length of a pass.
+
+    Attributes:
+        waits: whether their text needs a sum over all tensors that is not known yet.
+        whole: whether it must have whole tensors in hand.
+        is_plain: whether it may work on the tensors themselves.
+    """
+
+    def __init__(self, rule: type[Rule], job: Job, totals: list[tuple[Tensor, ...]]) -> None:
+        needs = profile(rule, job)
+        self.waits, self.whole = needs.overall > len(totals), needs.whole
+        self.k = _known(job)
+        self.across = self.k.across = OverallKnown([tuple(x.to(job.device) for x in sums) for sums in totals])
+        self.is_plain = not self.k.skips
 
 
 def _known(job: Job) -> Known:
