@@ -49,10 +49,7 @@ def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> list[list[Job]]:
 
 def _agrees(batch: Sequence[Job]) -> bool:
     known, dtype = batch[0].known, batch[0].grad.dtype
-    for job in batch:
-        if job.known is not known or job.grad.dtype is not dtype:
-            return False
-    return True
+    return not [job for job in batch if job.known is not known or job.grad.dtype is not dtype]
 
 
 def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -97,11 +94,8 @@ def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, 
 
 def _lie_alike(batch: Sequence[Job]) -> bool:
     """Whether gradients lie in memory as their parameters do."""
-    for job in batch:
-        p, g = job.param, job.grad
-        if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride():
-            return False
-    return True
+    pairs = [(job.param, job.grad) for job in batch]
+    return not [p for p, g in pairs if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride()]
 
 
 def _partial_sums(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
