@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, overload
@@ -136,6 +136,7 @@ class Optimizer(torch.optim.Optimizer, Rule):
         Returns:
             What the closure returned.
         """
+        self._check_mode()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -149,7 +150,7 @@ class Optimizer(torch.optim.Optimizer, Rule):
             self._plan.let_go(jobs)
             return loss
         with self._without_autocast():
-            self._run(jobs)
+            self._carry_out(jobs, self._plan)
         return loss
 
     def _without_autocast(self) -> ExitStack:
@@ -165,9 +166,6 @@ class Optimizer(torch.optim.Optimizer, Rule):
         found_inf = getattr(self, "found_inf", None)
         on_device = all(group["capturable"] for group in self.param_groups)
         return found_inf is not None and not on_device and bool(found_inf.item())
-
-    def _check_mode(self) -> None:
-        """Raise RuntimeError where the parameters are not what gradients belong to."""
 
     def _is_to_skip(self, jobs: list[Job]) -> bool:
         """Whether a gradient of the groups with `skip_nonfinite` is not finite, here or on another process."""
@@ -271,11 +269,25 @@ class Optimizer(torch.optim.Optimizer, Rule):
             plan = self.__dict__["_kept_plan"] = Plan()
         return plan
 
-    def _run(self, jobs: list[Job]) -> dict[type[Rule], executors.Totals]:
-        return executors.run(self._rules(), jobs, self._plan, self._process_group)
+    def _check_mode(self) -> None:
+        for group in self.param_groups:
+            self.rule_of(group).check_mode(group)
 
-    def _rules(self) -> Iterator[type[Rule]]:
-        return (self.rule_of(group) for group in self.param_groups)
+    def _carry_out(self, jobs: list[Job], plan: Plan) -> None:
+        """Move the parameters of a plan, each rule with what it does before and after."""
+        groups: dict[type[Rule], list[dict[str, Any]]] = {}
+        for group in self.param_groups:
+            for rule in self.rules_of(group):
+                groups.setdefault(rule, []).append(group)
+        for rule, mine in groups.items():
+            rule.before_step([job for job in jobs if job.rule is rule], mine)
+        totals = executors.run(groups, jobs, plan, self._process_group)
+        for rule, mine in groups.items():
+            rule.after_step(mine, totals[rule], getattr(self, "found_inf", None))
+
+    def rules_of(self, group: Mapping[str, Any]) -> tuple[type[Rule], ...]:
+        """The rules that move parameters of a group: its own, and what that falls back on."""
+        return (self.rule_of(group),)
 
     def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:
         """The rule that moves the parameters of a group."""
@@ -297,7 +309,7 @@ class Optimizer(torch.optim.Optimizer, Rule):
         self._check_mode()
         self._agree()
         with self._without_autocast():
-            executors.run(self._rules(), plan.jobs(self, self._in_backward or ()), plan, self._process_group)
+            self._carry_out(plan.jobs(self, self._in_backward or ()), plan)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

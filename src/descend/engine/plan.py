@@ -83,7 +83,8 @@ class Plan:
         for (index, position, p, g), job in zip(found, current, strict=True):
             r, kept = resolved[index]
             if job is None:
-                job = kept[position] = self._bind(owner, r, index, position, kept.get(position))
+                job = kept[position] = self._bind(owner, r.of(p), index, position, kept.get(position))
+            r = r if r.fallback is None or job.rule is r.rule else r.fallback
             job.group, job.done = r.group, False
             if job.layout is None and g is not None:
                 job.grad = g
@@ -169,7 +170,7 @@ class Plan:
     def _group(self, owner: Owner, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = owner.param_groups[index]
         r = owner.resolve(group)
-        key = (r.rule, *r.flags.items(), r.decay, *r.numbers, *r.rule.slots(r.h, group["params"][0]))
+        key = r.key(group["params"][0])
         before, kept = self._groups.get(index, (None, {}))
         if before != key:
             kept = {}
@@ -184,12 +185,13 @@ def trial_jobs(owner: Owner) -> list[Job]:
         r = owner.resolve(group)
         for p in group["params"]:
             if p.requires_grad:
-                job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
+                mine = r.of(p)
+                job = new_job(p, mine, {}, like=torch.empty_like(local(p), device="meta"))
                 job.grad = torch.empty_like(local(p), device="meta")
-                if r.group["capturable"]:
-                    tell_on_device(job, r)
+                if mine.group["capturable"]:
+                    tell_on_device(job, mine)
                 else:
-                    tell(job, r, 1.0)
+                    tell(job, mine, 1.0)
                 jobs.append(job)
     return jobs
 

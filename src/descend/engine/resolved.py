@@ -28,6 +28,7 @@ class Resolved:
         numbers: options that may change from step to step without another text.
         flags: options that decide what the text is.
         made: what :meth:`at` gave so far.
+        fallback: the same for parameters of the group that the rule does not serve; None: it serves all.
     """
 
     def __init__(
@@ -44,7 +45,18 @@ class Resolved:
         self._sort(names, *scaling)
         self.h = SimpleNamespace(**self.numbers, **self.flags)
         self.decay = self.rule.decay(self.h) if hasattr(self.h, "weight_decay") else "none"
+        self.fallback: Resolved | None = None
         self.made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def of(self, p: Tensor) -> Resolved:
+        """The rule of one parameter of the group, and its options."""
+        return self if self.fallback is None or self.rule.serves(self.h, p) else self.fallback
+
+    def key(self, p: Tensor) -> tuple[Any, ...]:
+        """What the jobs of a group depend on, as its options and its first parameter show it."""
+        mine = self.of(p)
+        own = (self.rule, *self.flags.items(), self.decay, *self.numbers, *mine.rule.slots(mine.h, p))
+        return own if self.fallback is None else (*own, self.fallback.rule, *self.fallback.flags.items())
 
     def _sort(self, names: Iterable[str], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         group, structural = self.group, self.rule.structural

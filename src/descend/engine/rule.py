@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from descend.terms import Quotient
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
 Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
+Totals = Sequence[tuple[Tensor, ...]]
 
 
 class Rule:
@@ -80,3 +81,31 @@ class Rule:
     def needs_whole(h: Any) -> str:
         """Why no parameter may be spread over processes, and what to do; empty where they may."""
         return ""
+
+    @classmethod
+    def serves(cls, h: Any, p: Tensor) -> bool:
+        """Whether the rule moves this parameter; elsewhere the group's fallback does."""
+        return True
+
+    @classmethod
+    def check_mode(cls, group: Mapping[str, Any]) -> None:
+        """Raise RuntimeError where the parameters are not what gradients belong to."""
+
+    @classmethod
+    def before_step(cls, jobs: Sequence[Any], groups: Sequence[dict[str, Any]]) -> None:
+        """Find what the parameters' step needs besides their gradients, and write it into their state.
+
+        Args:
+            jobs: the parameters that are about to move, each with `param`, `grad`, `state`, `known` and `group`.
+            groups: the rule's parameter groups.
+        """
+
+    @classmethod
+    def after_step(cls, groups: Sequence[dict[str, Any]], totals: Totals, found_inf: Tensor | None) -> None:
+        """Write into the groups what follows from the step's sums over all tensors.
+
+        Args:
+            groups: the rule's parameter groups.
+            totals: the sums, a tuple for each time that the rule asked.
+            found_inf: under ``capturable``, whether a GradScaler skips the step.
+        """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.executors import Totals
-from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
-from descend.engine.rule import Rule
+from descend.engine.rule import Totals
 from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import take
 from descend.terms import accumulate, add_product, assign, choose, either, least, most
@@ -173,12 +171,11 @@ class Prodigy(Optimizer):
         own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in first.items()}
         self.param_groups[-1].update(own)
 
-    def _run(self, jobs: list[Job]) -> dict[type[Rule], Totals]:
-        totals = super()._run(jobs)
-        for pairing, size, *_ in totals[type(self)]:  # a process without gradients hears of more sums than there are
-            for group in self.param_groups:
-                _keep(group, pairing, size, jobs[0].known.get("found_inf") if jobs else None)
-        return totals
+    @classmethod
+    def after_step(cls, groups: Sequence[dict[str, Any]], totals: Totals, found_inf: Tensor | None) -> None:
+        for pairing, size, *_ in totals:  # a process without gradients hears of more sums than there are
+            for group in groups:
+                _keep(group, pairing, size, found_inf)
 
 
 def _memory(h: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -88,25 +88,11 @@ class ScheduleFree(Optimizer):
         super().add_param_group(param_group)
         self.param_groups[-1].setdefault("train_mode", self.param_groups[0].get("train_mode", True))
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every parameter that has a gradient by one step.
-
-        Args:
-            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
-
-        Returns:
-            What the closure returned.
-
-        Raises:
-            RuntimeError: after ``eval()``, while the parameters are not the point that gradients belong to.
-        """
-        self._check_mode()
-        return super().step(closure)
-
-    def _check_mode(self) -> None:
-        if not all(group["train_mode"] for group in self.param_groups):
+    @classmethod
+    def check_mode(cls, group: Mapping[str, Any]) -> None:
+        if not group["train_mode"]:
             raise RuntimeError(
-                f"{type(self).__name__}: step() after eval(), while the parameters hold the average; "
+                f"{cls.__name__}: step() after eval(), while the parameters hold the average; "
                 "call optimizer.train() before training goes on"
             )
 
