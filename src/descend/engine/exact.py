@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,8 +44,8 @@ def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor)
     """How a parameter rests, where it keeps something beside it."""
     if not isinstance(optimizer, Optimizer) or group.get("master") is None:
         return None
-    h = SimpleNamespace(**group)
-    _, rests = rest(optimizer.slots(h, p), h, p)
+    r = optimizer.resolve_for(p, group)
+    _, rests = rest(r.rule.slots(r.h, p), r.h, p)
     if rests.master is None or isinstance(rests.master, Stochastic):
         return None
     state = optimizer.state.get(p, {})

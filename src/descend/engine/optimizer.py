@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, overload
@@ -94,19 +94,21 @@ class Optimizer(torch.optim.Optimizer, Rule):
 
     def _check_state(self, group: dict[str, Any]) -> None:
         """Raise for a parameter that cannot have its state as the group asks for it, or where it lies."""
-        h, names = SimpleNamespace(**group), group.get("param_names")
+        resolved, names = self.resolve(group), group.get("param_names")
         for i, p in enumerate(group["params"]):
+            r = resolved.of(p)
             try:
-                _, rests = rest(self.slots(h, p), h, p)
-                check_layout(p, rests.length, rests.random, self.needs_whole(h))
-                if h.offload_state and layout_of(p) is not None:
+                _, rests = rest(r.rule.slots(r.h, p), r.h, p)
+                check_layout(p, rests.length, rests.random, r.rule.needs_whole(r.h))
+                if r.h.offload_state and layout_of(p) is not None:
                     raise ValueError("offload_state=True is for whole parameters; use fully_shard's CPUOffloadPolicy()")
             except ValueError as error:
                 raise ValueError(f"{type(self).__name__}: parameter {names[i] if names else i}: {error}") from None
 
     def _check_state_names(self, chosen: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
         """Raise for a storage of a state that none of the parameters has."""
-        known = {name for group in groups for p in group["params"] for name in self.slots(SimpleNamespace(**group), p)}
+        bound = [(self.resolve_for(p, group), p) for group in groups for p in group["params"]]
+        known = {name for r, p in bound for name in r.rule.slots(r.h, p)}
         for name in chosen:
             if known and name not in known:
                 raise ValueError(
@@ -232,11 +234,11 @@ class Optimizer(torch.optim.Optimizer, Rule):
 
     def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
         """Bytes of state that this optimizer keeps for one parameter, or for its piece, without making any."""
-        h = SimpleNamespace(**(group or self.defaults))
-        slots, _ = rest(self.slots(h, param), h, param)
+        r = self.resolve_for(param, group or {})
+        slots, _ = rest(r.rule.slots(r.h, param), r.h, param)
         meta = torch.empty_like(local(param), device="meta")
         tensors = [local(fresh(slot, param, meta)) for slot in slots.values()]
-        return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(self.carried)
+        return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(r.rule.carried)
 
     # ------------------------------------------------------------------ what a step works on
 
@@ -287,7 +289,9 @@ class Optimizer(torch.optim.Optimizer, Rule):
 
     def rules_of(self, group: Mapping[str, Any]) -> tuple[type[Rule], ...]:
         """The rules that move parameters of a group: its own, and what that falls back on."""
-        return (self.rule_of(group),)
+        rule = self.rule_of(group)
+        found = rule.fallback(SimpleNamespace(**group))
+        return (rule,) if found is None else (rule, found[0])
 
     def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:
         """The rule that moves the parameters of a group."""
@@ -296,7 +300,28 @@ class Optimizer(torch.optim.Optimizer, Rule):
     def resolve(self, group: dict[str, Any]) -> Resolved:
         """The rule of a group, and its options for this step."""
         scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        return Resolved(self.rule_of(group), self.defaults, group, scaling)
+        r = Resolved(self.rule_of(group), self.option_names(group), group, scaling)
+        found = r.rule.fallback(r.h)
+        if found is not None:
+            rule, own = found
+            common = {name: group[name] for name in COMMON_DEFAULTS}
+            other = {**_defaults_of(rule), **common, **own}  # type: ignore[arg-type]
+            if group.get("max_lr_snapshot") is not None:
+                other["max_lr_snapshot"] = group["max_lr_snapshot"] * getattr(r.h, "fallback_lr_scale", 1.0)
+            r.fallback = Resolved(rule, other, other, scaling)
+        return r
+
+    def resolve_for(self, param: Tensor, group: Mapping[str, Any]) -> Resolved:
+        """The rule of one parameter, and its options; what the group lacks is the optimizer's default."""
+        return self.resolve({**self.defaults, **group}).of(param)
+
+    def option_names(self, group: Mapping[str, Any]) -> Iterable[str]:
+        """The names of the options that a group has; what else users put into it is their own."""
+        return self.defaults
+
+    def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
+        """Which rule moves this parameter of this group."""
+        return self.resolve_for(param, group).rule.__name__
 
     def name_of(self, index: int, position: int) -> str:
         """A parameter's name, for messages."""
@@ -332,6 +357,13 @@ def _signature(kind: Any) -> dict[str, tuple[Any, bool]]:
                 default = math.nan if p.default is p.empty else p.default
                 found[p.name] = default, "None" in str(p.annotation)
     return found
+
+
+@functools.cache
+def _defaults_of(kind: Any) -> Mapping[str, Any]:
+    """The options of a rule that nobody was told anything about."""
+    defaults: dict[str, Any] = kind([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).defaults
+    return defaults
 
 
 def _is_zero(lr: Any) -> bool:

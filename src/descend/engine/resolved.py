@@ -96,7 +96,7 @@ class Resolved:
     def known(self, t: Any, carried: dict[str, Any], traits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The values that the text knows at step t, and the carried scalars after it."""
         c = SimpleNamespace(**carried)
-        known = {**self.flags, **traits, "decay": self.decay, "t": t, "gain": 1.0}
+        known = {**self.flags, "decay": self.decay, "t": t, "gain": 1.0, **traits}
         for name, value in self.numbers.items():
             if isinstance(value, tuple):
                 suffix = name.removeprefix("betas")

@@ -88,6 +88,11 @@ class Rule:
         return True
 
     @classmethod
+    def fallback(cls, h: Any) -> tuple[type[Rule], Mapping[str, Any]] | None:
+        """The rule of parameters that this one does not serve, and its options; None: it serves all."""
+        return None
+
+    @classmethod
     def check_mode(cls, group: Mapping[str, Any]) -> None:
         """Raise RuntimeError where the parameters are not what gradients belong to."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,8 +143,9 @@ def _adopt(optimizer: Optimizer, entry: Mapping[str, Any], saved_group: Mapping[
 def _placed(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """Copies of the tensors in the dtype, layout and device that this optimizer keeps them in."""
     kind = type(optimizer).__name__
-    h = SimpleNamespace(**{**optimizer.defaults, **group})
-    slots = optimizer.slots(h, p)
+    r = optimizer.resolve_for(p, group)
+    h = r.h
+    slots = r.rule.slots(h, p)
     resting, rests = rest(slots, h, p)
     blocks = dict(rests.blocks)
     layout = layout_of(p)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatch
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from descend.engine.known import Known, State
+from descend.engine.known import Known
 from descend.engine.optimizer import Optimizer, Reach
-from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import take
+from descend.engine.rule import Rule
 from descend.optimizers.adam import AdamW, NAdamW
 
 _LEAST_SIZE = 4
 _LARGEST_RATIO = 128
 
 
-class Routed(Optimizer):
-    """The base of Muon and its kin: matrices go to `matrix_slots` and `direction`, the rest to AdamW.
+class MatrixRule(Optimizer):
+    """The base of Muon, NorMuon and Dion: rules of hidden matrices, which leave all other parameters to a fallback.
 
     A parameter is treated as a matrix unless its group says ``use_fallback=True``, or its shape says otherwise: fewer
     than two dimensions larger than 1, a first or second dimension of 1, a side below 4, or sides in a ratio above 128.
     ``use_muon`` in a group, where it is not None, decides regardless of shape.
+
+    The fallback is AdamW with this rule's ``lr * fallback_lr_scale``, ``betas``, ``eps`` and ``weight_decay`` (NAdamW with
+    ``nesterov``), or the rule that ``fallback`` names, with its own defaults, this rule's ``lr * fallback_lr_scale`` and
+    ``weight_decay``, and what ``fallback_options`` says.
     """
 
     reach: ClassVar[Reach] = "matrix"
@@ -38,12 +43,11 @@ class Routed(Optimizer):
         require_matrices(
             self,
             "use_fallback=True in the groups if that is meant, or AdamW",
-            lambda h, p: h.use_fallback or getattr(h, "use_muon", None) is not None or self.is_matrix(h, p),
+            lambda h, p: h.use_fallback or getattr(h, "use_muon", None) is not None or self.serves(h, p),
         )
 
-    @staticmethod
-    def is_matrix(h: Any, p: Tensor) -> bool:
-        """Whether the parameter is treated as one or several matrices under the options of its group."""
+    @classmethod
+    def serves(cls, h: Any, p: Tensor) -> bool:
         if h.use_fallback:
             return False
         if h.use_muon is not None:
@@ -60,43 +64,44 @@ class Routed(Optimizer):
         short, long = sorted(sides)
         return short >= _LEAST_SIZE and long <= _LARGEST_RATIO * short
 
-    @staticmethod
-    def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
-        """The state of a parameter that is treated as a matrix."""
-        raise NotImplementedError
+    @classmethod
+    def fallback(cls, h: Any) -> tuple[type[Rule], Mapping[str, Any]]:
+        handed = {"lr": h.lr * h.fallback_lr_scale, "weight_decay": h.weight_decay}
+        if h.fallback is None:
+            adam = NAdamW if getattr(h, "nesterov", False) else AdamW
+            return adam, {**handed, "betas": h.betas, "eps": h.eps, **dict(h.fallback_options or {})}
+        return rule_named(h.fallback), {**handed, **dict(h.fallback_options or {})}
 
     @staticmethod
-    def matrix_gain(h: Any, p: Tensor) -> float:
+    def gain(h: Any, p: Tensor) -> float:
         """What multiplies the lr for a matrix of this shape."""
         raise NotImplementedError
 
     @classmethod
-    def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
-        if not cls.is_matrix(h, p):
-            return {"exp_avg": signed(), "exp_avg_sq": positive()}
-        matrices_shape(h, p)
-        return cls.matrix_slots(h, p)
-
-    @classmethod
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
-        if not cls.is_matrix(h, p):
-            return {"fallback": True}
-        return {"fallback": False, "matrices": matrices_shape(h, p), "matrix_gain": cls.matrix_gain(h, p)}
+        return {"matrices": matrices_shape(h, p), "gain": cls.gain(h, p)}
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        if k.fallback:
-            fall_back(p, g, s, k)
-        else:
-            direction = cls.direction(p, g, s, k)
-            take(p, direction, g, k.but(gain=k.matrix_gain, step_size=k.lr * k.matrix_gain))
 
-    def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
-        """Which rule moves this parameter of this group."""
-        h = SimpleNamespace(**{**self.defaults, **group})
-        if self.is_matrix(h, param):
-            return type(self).__name__
-        return "NAdamW" if getattr(h, "nesterov", False) else "AdamW"
+def rule_named(name: str) -> type[Optimizer]:
+    """An optimizer class by its name in any case, or by module and name (``"package.module:Class"``).
+
+    Raises:
+        ValueError: if there is none; the message has the nearest names.
+    """
+    module, _, wanted = name.rpartition(":")
+    there = vars(import_module(module or __package__))
+    kinds = {n if module else n.lower(): kind for n, kind in there.items() if _is_rule(kind)}
+    found = kinds.get(wanted if module else wanted.lower())
+    if found is None:
+        near = get_close_matches(wanted.lower(), kinds, n=3)
+        raise ValueError(
+            f"there is no rule {name!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+        )
+    return found
+
+
+def _is_rule(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
 
 
 def require_matrices(optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool]) -> None:
@@ -156,14 +161,6 @@ def from_matrices(x: Tensor, k: Known) -> Tensor:
 def is_spatial(k: Any) -> bool:
     """Whether the parameter is a convolution that is taken position by position."""
     return getattr(k, "conv_mode", "flatten") == "batched" and not k.stacked and len(k.shape) > 2
-
-
-def fall_back(p: Tensor, g: Tensor, s: State, k: Known) -> None:
-    """A step of AdamW, or of NAdamW with nesterov, at lr·fallback_lr_scale."""
-    lr, decay = k.lr * k.fallback_lr_scale, k.decay_amount * k.fallback_lr_scale
-    scaled = dict(lr=lr, gain=k.debias1, step_size=lr * k.debias1, decay_amount=decay, decay_factor=1 - decay)
-    rule = NAdamW if getattr(k, "nesterov", False) else AdamW
-    rule.move(p, g, s, k.but(**scaled, amsgrad=False, clipping_threshold=None))
 
 
 def muon_param_groups(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from descend.engine import offload
 from descend.engine.executors import foreach, fused, loop
-from descend.engine.executors.profile import falls_back, profile
+from descend.engine.executors.profile import profile
 from descend.engine.executors.rounds import Absent, Rounds
 from descend.engine.job import Job
 from descend.engine.plan import Plan
@@ -138,8 +138,7 @@ def is_gathered(job: Job) -> bool:
     """Whether a parameter in pieces is put together for its step: rules of matrices, and state of another shape."""
     if not job.crosses:
         return False
-    of_matrices = job.rule.reach == "matrix" and not falls_back(job)
-    return of_matrices or any(slot.shape is not None for slot in job.slots.values())
+    return job.rule.reach == "matrix" or any(slot.shape is not None for slot in job.slots.values())
 
 
 def _move_whole(job: Job) -> None:

@@ -47,17 +47,12 @@ class Profile:
 
 def profile(rule: type[Rule], job: Job) -> Profile:
     """The profile of the rule's text under this job's flags."""
-    if rule.reach == "matrix" and not (job.crosses and falls_back(job)):
+    if rule.reach == "matrix":
         return Profile(shaped=True)
     stages = job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
     ndim = job.value.dim()
     shaped = ndim > 1 and (stages or rule.reach == "rows")
     return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1, job.crosses)  # type: ignore[arg-type]
-
-
-def falls_back(job: Job) -> bool:
-    """Whether a rule of matrices treats this parameter by an elementwise rule."""
-    return bool(job.known.get("fallback"))
 
 
 def flags(job: Job) -> tuple[tuple[str, Any], ...]:
