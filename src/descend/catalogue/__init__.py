@@ -12,10 +12,12 @@ from descend.catalogue.factory import (
 )
 from descend.catalogue.groups import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
 from descend.catalogue.info import OptimInfo, Paper
+from descend.catalogue.mixed import Mixed
 from descend.catalogue.registry import OptimizerRegistry
 from descend.catalogue.table import ParamRow, ParamTable, param_groups_table
 
 __all__ = [
+    "Mixed",
     "OptimInfo",
     "OptimizerRegistry",
     "Paper",

@@ -50,6 +50,7 @@ class Mixed(Optimizer):
 
     def __init__(self, params: Any, rule: str | type[Optimizer] | None = None, **given: Any) -> None:
         self._kinds: dict[str, type[Optimizer]] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
         self._given = {**given, "rule": rule}
         common = {name: value for name, value in given.items() if name in COMMON_DEFAULTS}
         super().__init__(params, {}, **common)
@@ -72,7 +73,7 @@ class Mixed(Optimizer):
         single = kind([others], **{**bound, **own})
         made = single.param_groups[0]
         self._reject_known(made)
-        self._kinds[name] = kind
+        self._kinds[name], self._names[name] = kind, tuple(single.defaults)
         super().add_param_group({**made, "rule": name})
 
     def _reject_known(self, group: Mapping[str, Any]) -> None:
@@ -88,13 +89,15 @@ class Mixed(Optimizer):
 
     def rule_of(self, group: Mapping[str, Any]) -> type[Optimizer]:
         """The rule that moves the parameters of a group."""
-        name = group["rule"]
-        if name not in self._kinds:
-            self._kinds[name] = _find(name)[1]
-        return self._kinds[name]
+        return self._kinds[group["rule"]]
+
+    def option_names(self, group: Mapping[str, Any]) -> Iterable[str]:
+        """The names of the options of a group's rule."""
+        return self._names[group["rule"]]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kinds": self._kinds, "_given": self._given}
+        own = {name: vars(self)[name] for name in ("_kinds", "_names", "_given")}
+        return {**super().__getstate__(), **own}
 
 
 def _find(rule: Any) -> tuple[str, type[Optimizer], Mapping[str, Any]]:

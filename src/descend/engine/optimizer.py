@@ -25,6 +25,7 @@ from descend.engine.rule import Decay, Reach, Rule
 from descend.engine.sharding.agreement import agree
 from descend.engine.sharding.collectives import anywhere
 from descend.engine.sharding.layout import check_layout, fresh, layout_of, local
+from descend.engine.slots import Slot
 from descend.engine.storage import rest
 
 __all__ = ["Decay", "Optimizer", "Reach"]
@@ -69,7 +70,7 @@ class Optimizer(torch.optim.Optimizer, Rule):
         kind = type(self).__name__
         if not isinstance(param_group, dict):
             raise TypeError(f"{kind}: a parameter group must be a dict, got {type(param_group).__name__}")
-        options.reject_misspelt(kind, param_group, self.defaults)
+        options.reject_misspelt(kind, param_group, self.option_names(param_group))
         merged = {**self.defaults, **param_group}
         self._check(merged, self.defaults)
         group = dict(param_group)
@@ -107,8 +108,7 @@ class Optimizer(torch.optim.Optimizer, Rule):
 
     def _check_state_names(self, chosen: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
         """Raise for a storage of a state that none of the parameters has."""
-        bound = [(self.resolve_for(p, group), p) for group in groups for p in group["params"]]
-        known = {name for r, p in bound for name in r.rule.slots(r.h, p)}
+        known = {name for group in groups for p in group["params"] for name in self.slots_of(p, group)}
         for name in chosen:
             if known and name not in known:
                 raise ValueError(
@@ -180,7 +180,8 @@ class Optimizer(torch.optim.Optimizer, Rule):
     def _agree(self) -> None:
         """Before the first step, and after a new group: all processes are about the same parameters and options."""
         if self._agreed != len(self.param_groups):
-            agree(type(self).__name__, self.param_groups, tuple(self.defaults), self._process_group)
+            names = [(*self.option_names(group), "rule") for group in self.param_groups]
+            agree(type(self).__name__, self.param_groups, names, self._process_group)
             self._agreed = len(self.param_groups)
 
     def sum_over(self, process_group: Any) -> None:
@@ -260,8 +261,23 @@ class Optimizer(torch.optim.Optimizer, Rule):
             raise ValueError(f"{kind}: lr={values['lr']!r}, corrected_weight_decay needs a positive lr to refer to")
         try:
             self.check(SimpleNamespace(**values))
+            if values.get("fallback") is not None or values.get("fallback_options"):
+                self._check_fallback(values)
         except ValueError as error:
             raise ValueError(f"{kind}: {error}") from None
+
+    def _check_fallback(self, values: Mapping[str, Any]) -> None:
+        """Raise as the fallback's own optimizer does, and where it needs parameter groups of its own."""
+        found = self.fallback(SimpleNamespace(**values))
+        if found is not None:
+            rule, own = found
+            rule([torch.nn.Parameter(torch.zeros(1, device="cpu"))], **own)  # type: ignore[call-arg]
+            for name in ("before_step", "after_step", "check_mode"):
+                if getattr(rule, name).__func__ is not getattr(Rule, name).__func__:
+                    raise ValueError(
+                        f"fallback={values['fallback']!r} keeps numbers in its parameter groups, or looks at them; give it "
+                        "groups of its own in descend.Mixed"
+                    )
 
     @property
     def _plan(self) -> Plan:
@@ -314,6 +330,11 @@ class Optimizer(torch.optim.Optimizer, Rule):
     def resolve_for(self, param: Tensor, group: Mapping[str, Any]) -> Resolved:
         """The rule of one parameter, and its options; what the group lacks is the optimizer's default."""
         return self.resolve({**self.defaults, **group}).of(param)
+
+    def slots_of(self, param: Tensor, group: Mapping[str, Any]) -> dict[str, Slot]:
+        """The state that one parameter of a group has, as its rule declares it."""
+        r = self.resolve_for(param, group)
+        return r.rule.slots(r.h, param)
 
     def option_names(self, group: Mapping[str, Any]) -> Iterable[str]:
         """The names of the options that a group has; what else users put into it is their own."""
