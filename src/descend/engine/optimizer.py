@@ -52,10 +52,10 @@ class Optimizer(torch.optim.Optimizer):
     reach: ClassVar[Reach] = "elementwise"
     #: Whether a rule of reach "rows" tells no dimensions apart but the first: its sums go over units and over all.
     by_units: ClassVar[bool] = False
-    #: State names that checkpoints of timm or torch use for ours.
-    foreign_names: ClassVar[Mapping[str, str]] = {}
-    #: State that is kept beside the slots, loaded as it is.
-    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff",))
+    #: State names that checkpoints of timm or torch use for ours; None: state that we need not keep.
+    foreign_names: ClassVar[Mapping[str, str | None]] = {}
+    #: State that a wrapper (Lookahead) keeps here beside the rule's: tensors as slots, numbers with their start.
+    extra_state: Mapping[str, Slot | float] = {}
     #: Scalars that a parameter carries from step to step on the host, with their start.
     carried: ClassVar[Mapping[str, float]] = {}
     #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
@@ -116,6 +116,11 @@ class Optimizer(torch.optim.Optimizer):
         """How weight decay enters: into the gradient, onto the parameter, or by the rule's own lines."""
         return "decoupled"
 
+    @classmethod
+    def foreign_state(cls, h: Any, p: Tensor) -> dict[str, Any]:
+        """What timm reads from the state of parameter `p`, and follows from the options here: saved, never kept."""
+        return {}
+
     @staticmethod
     def check(h: Any) -> None:
         """Raise ValueError where options contradict each other."""
@@ -144,8 +149,7 @@ class Optimizer(torch.optim.Optimizer):
             if merged.get("fused") and isinstance(p, Tensor):
                 fused.check(kind, name, p)
         self._name_like_the_others(group)
-        if merged.get("corrected_weight_decay") and "max_lr_snapshot" not in group:
-            group["max_lr_snapshot"] = float(self.defaults["lr"])
+        group |= self._reference_lr(merged)
         super().add_param_group(group)
         try:
             self._check_state(self.param_groups[-1])
@@ -154,6 +158,11 @@ class Optimizer(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+
+    def _reference_lr(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """What corrected weight decay refers to, where a group has this option and no reference yet."""
+        needs = group.get("corrected_weight_decay") and "max_lr_snapshot" not in group
+        return {"max_lr_snapshot": float(self.defaults["lr"])} if needs else {}
 
     def _check_state(self, group: dict[str, Any]) -> None:
         """Raise for a parameter that cannot have its state as the group asks for it, or where it lies."""
@@ -276,18 +285,28 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the optimizer's name and the version of the format."""
-        return serial.stamped(super().state_dict(), type(self).__name__)
+        return serial.stamped(super().state_dict(), self)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> serial.IncompatibleKeys:  # type: ignore[override]
         """Load what :meth:`state_dict` gave, or a checkpoint of the same optimizer from timm or torch.
 
-        Parameters are matched by ``param_names`` where both sides have them, else by position. State keeps the dtype
-        that the options ask for. Everything is checked before anything is changed.
+        Parameters are matched by ``param_names`` where both sides have them, else by position. Options come with the
+        state, checked as the constructor checks them; ``foreach``, ``fused``, ``capturable``, ``state_dtype``,
+        ``master`` and ``offload_state`` stay this optimizer's, and state takes the dtype that they ask for. Everything
+        is checked before anything is changed.
+
+        Args:
+            state_dict: of this optimizer; it is left as it is.
+            strict: raise where the names of the parameters differ, or state is none of this rule's. False: load what
+                both sides have; parameters that the state_dict lacks stay as they are.
+
+        Returns:
+            What the sides do not share, as ``missing_keys`` and ``unexpected_keys``.
 
         Raises:
-            ValueError: if the groups, the names of the state or its shapes are not this optimizer's.
+            ValueError: if the groups, the names of parameters or state, shapes or options are not this optimizer's.
         """
-        serial.load(self, state_dict)
+        return serial.load(self, state_dict, strict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

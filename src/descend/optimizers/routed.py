@@ -31,7 +31,7 @@ class Routed(Optimizer):
     reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(("ns_steps", "split", "power_iters", "rank_multiple_of", "seed"))
     # timm keeps its routing in the state.
-    extra_state: ClassVar[frozenset[str]] = Optimizer.extra_state | {"use_muon"}
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"use_muon": None}
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
@@ -76,6 +76,10 @@ class Routed(Optimizer):
             return {"exp_avg": signed(), "exp_avg_sq": positive()}
         matrices_shape(h, p)
         return cls.matrix_slots(h, p)
+
+    @classmethod
+    def foreign_state(cls, h: Any, p: Tensor) -> dict[str, Any]:
+        return {"use_muon": cls.is_matrix(h, p)}
 
     @classmethod
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
