@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONTRACT, CHECKPOINTS, BAD_INPUT = "test_contract.py", "test_checkpoints.py", "test_bad_input.py"
+LOADING = "test_loading.py"
 TIMM, SENSITIVITY, LOOKAHEAD = "test_timm.py", "test_sensitivity.py", "test_lookahead.py"
 ADAHESSIAN, ORACLE, SHARDING = "test_adahessian.py", "test_oracle.py", "test_sharding.py"
 
@@ -279,23 +280,53 @@ def in_checkpoints() -> Iterator[Bug]:
     kozistr, timm = "pytorch_optimizer", "timm"
     yield Bug(
         "float32 state of bfloat16 parameters is rounded at load", f"{timm} until 1.0.28, torch", "engine/serial.py",
-        "start.copy_(value.reshape(start.shape))", "start.copy_(value.reshape(start.shape).to(p.dtype))",
+        "    value = _fitted(value, start)\n", "    value = _fitted(value, start).to(p.dtype)\n",
         CHECKPOINTS, "rounded and AdamW",
     )  # fmt: skip
     yield Bug(
         "the curvature is not in the checkpoint", f"{timm} Adahessian", "engine/serial.py",
-        "    for name, value in entry.items():\n        scalar",
-        '    for name, value in entry.items():\n        if name == "hessian":\n            continue\n        scalar',
+        "    for name, value in entry.items():\n        try:",
+        '    for name, value in entry.items():\n        if name == "hessian":\n            continue\n        try:',
         CHECKPOINTS, "resumed and Adahessian and update_each",
     )  # fmt: skip
     yield Bug(
         "names are saved and ignored at load", "torch", "engine/serial.py",
-        '    named = all("param_names" in group for group in (*optimizer.param_groups, *saved))', "    named = False",
+        "    if mine is not None and theirs is not None and mine != theirs:", "    if False:",
         CHECKPOINTS, "named and AdamW",
     )  # fmt: skip
     yield Bug(
+        "names that match in part are left to the position", "torch, ours until 0.1", "engine/serial.py",
+        "    if strict and any(differing):", "    if strict and not set(known) & set(home):", LOADING, "differ_are_listed and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "a distributed checkpoint's names are taken for its order", "ours until 0.1", "engine/serial.py",
+        "all(isinstance(key, str) for key in _flat(keys))", "False", LOADING, "matched_names_already",
+    )  # fmt: skip
+    yield Bug(
+        "options of a named group come from where its last parameter was", "none yet", "engine/serial.py",
+        "for name in names if name in home), None)", "for name in reversed(names) if name in home), None)",
+        LOADING, "first_parameter_was and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "steps that were counted for the group begin again", "none yet", "engine/serial.py",
+        'source.group.get("step", 1)', "1", LOADING, "any_form and group and loop",
+    )  # fmt: skip
+    yield Bug(
+        "state without steps counts as fresh", "none yet", "engine/serial.py",
+        'source.group.get("step", 1)', 'source.group.get("step", 0)', LOADING, "counts_no_steps and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "the file decides how to run", "torch", "engine/serial.py",
+        '("params", "param_names", "step", *EXECUTION_DEFAULTS)', '("params", "param_names", "step")',
+        LOADING, "loaders and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "options of a file are not checked", "torch", "engine/serial.py",
+        "                optimizer._check(groups[-1], optimizer.defaults)", "                pass", LOADING, "constructors and AdamW",
+    )  # fmt: skip
+    yield Bug(
         "slow weights are lost at load", f"{kozistr} Lookahead", "engine/serial.py",
-        "        elif name in optimizer.extra_state:\n", "        elif name in optimizer.extra_state:\n            continue\n",
+        "            elif name in slots:\n", "            elif name in extra:\n                pass\n            elif name in slots:\n",
         LOOKAHEAD, "goes_on_exactly and state_dict",
     )  # fmt: skip
     yield Bug(

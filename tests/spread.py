@@ -332,6 +332,32 @@ def _wrapped(which: str, params: list[nn.Parameter]) -> Any:
     return found(optimizer)
 
 
+def slow_weights_loaded(layout: str, from_whole: bool) -> Any:
+    """A run of Lookahead's that goes on in another optimizer, from its own state_dict or from one of whole tensors."""
+    import descend
+
+    params = parameters(layout, torch.float64, SHAPES)
+    if params is None:
+        return None
+    first = descend.Lookahead(descend.AdamW(params, lr=0.1), k=2)
+    take_steps(first, 3)
+    saved = first.state_dict()
+    if from_whole:
+        saved["state"] = {i: {name: whole(x) for name, x in state.items()} for i, state in saved["state"].items()}
+    again = [nn.Parameter(p.detach().clone()) for p in params]
+    second = descend.Lookahead(descend.AdamW(again, lr=0.1), k=2)
+    second.load_state_dict(saved)
+    alike = all(
+        type(second.state[q][name]) is type(x)
+        and getattr(second.state[q][name], "placements", 0) == getattr(x, "placements", 0)
+        for p, q in zip(params, again, strict=True)
+        for name, x in first.state[p].items()
+    )
+    for optimizer in (first, second):
+        take_steps(optimizer, 2, 3)
+    return found(first), found(second), alike
+
+
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 

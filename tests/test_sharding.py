@@ -273,6 +273,15 @@ def test_those_who_move_weights(processes: Processes, which: str, layout: str) -
     check(got, expected, 1e-10)
 
 
+@pytest.mark.parametrize("from_whole", (False, True), ids=("pieces", "whole"))
+@pytest.mark.parametrize("layout", ("3 ranks", "tensor parallel"))
+def test_slow_weights_are_placed_as_their_parameters(processes: Processes, layout: str, from_whole: bool) -> None:
+    first, second, alike = processes.run("spread", "slow_weights_loaded", layout=layout, from_whole=from_whole)[0]
+    assert small.same(first["values"], second["values"])
+    assert small.same_states(first["states"], second["states"])
+    assert alike
+
+
 @every_row
 def test_distributed_data_parallel(processes: Processes, row: Row) -> None:
     possible(row)

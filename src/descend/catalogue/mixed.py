@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from descend.engine import options
@@ -90,6 +91,13 @@ class Mixed(Optimizer):
     def rule_of(self, group: Mapping[str, Any]) -> type[Optimizer]:
         """The rule that moves the parameters of a group."""
         return self._kinds[group["rule"]]
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError for options of a group that its rule's own optimizer would not take."""
+        kind = self.rule_of(group)
+        takes = inspect.signature(kind).parameters.keys() | COMMON_DEFAULTS.keys()
+        own = {name: value for name, value in group.items() if name in takes - {"params"}}
+        kind([torch.nn.Parameter(torch.zeros(4, 4, device="cpu"))], **own)
 
     def option_names(self, group: Mapping[str, Any]) -> Iterable[str]:
         """The names of the options of a group's rule."""

@@ -47,6 +47,8 @@ class Optimizer(torch.optim.Optimizer, Rule):
         ValueError: for an option out of its range, in a group or for all; the message says what would be right.
     """
 
+    #: State that a wrapper (Lookahead) keeps here beside the rule's: tensors as slots, numbers with their start.
+    extra_state: Mapping[str, Slot | float] = {}
     #: Where parameters move as their gradients come, whether one has moved since the last call of step().
     _in_backward: set[Tensor] | None = None
     _plans_in_backward: tuple[Plan, ...] = ()
@@ -82,8 +84,7 @@ class Optimizer(torch.optim.Optimizer, Rule):
             if merged.get("fused") and isinstance(p, Tensor):
                 fused.check(kind, name, p)
         self._name_like_the_others(group)
-        if merged.get("corrected_weight_decay") and "max_lr_snapshot" not in group:
-            group["max_lr_snapshot"] = float(self.defaults["lr"])
+        group |= self._reference_lr(merged)
         super().add_param_group(group)
         try:
             self._check_state(self.param_groups[-1])
@@ -92,6 +93,11 @@ class Optimizer(torch.optim.Optimizer, Rule):
         except ValueError:
             self.param_groups.pop()
             raise
+
+    def _reference_lr(self, group: Mapping[str, Any]) -> dict[str, float]:
+        """What corrected weight decay refers to, where a group has this option and no reference yet."""
+        needs = group.get("corrected_weight_decay") and "max_lr_snapshot" not in group
+        return {"max_lr_snapshot": float(self.defaults["lr"])} if needs else {}
 
     def _check_state(self, group: dict[str, Any]) -> None:
         """Raise for a parameter that cannot have its state as the group asks for it, or where it lies."""
@@ -213,18 +219,28 @@ class Optimizer(torch.optim.Optimizer, Rule):
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the optimizer's name and the version of the format."""
-        return serial.stamped(super().state_dict(), type(self).__name__)
+        return serial.stamped(super().state_dict(), self)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> serial.IncompatibleKeys:  # type: ignore[override]
         """Load what :meth:`state_dict` gave, or a checkpoint of the same optimizer from timm or torch.
 
-        Parameters are matched by ``param_names`` where both sides have them, else by position. State keeps the dtype
-        that the options ask for. Everything is checked before anything is changed.
+        Parameters are matched by ``param_names`` where both sides have them, else by position. Options come with the
+        state, checked as the constructor checks them; ``foreach``, ``fused``, ``capturable``, ``state_dtype``,
+        ``master`` and ``offload_state`` stay this optimizer's, and state takes the dtype that they ask for. Everything
+        is checked before anything is changed.
+
+        Args:
+            state_dict: of this optimizer; it is left as it is.
+            strict: raise where the names of the parameters differ, or state is none of this rule's. False: load what
+                both sides have; parameters that the state_dict lacks stay as they are.
+
+        Returns:
+            What the sides do not share, as ``missing_keys`` and ``unexpected_keys``.
 
         Raises:
-            ValueError: if the groups, the names of the state or its shapes are not this optimizer's.
+            ValueError: if the groups, the names of parameters or state, shapes or options are not this optimizer's.
         """
-        serial.load(self, state_dict)
+        return serial.load(self, state_dict, strict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -265,6 +281,10 @@ class Optimizer(torch.optim.Optimizer, Rule):
                 self._check_fallback(values)
         except ValueError as error:
             raise ValueError(f"{kind}: {error}") from None
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        """Raise ValueError for options of a group that the constructor would not take."""
+        self._check(group, self.defaults)
 
     def _check_fallback(self, values: Mapping[str, Any]) -> None:
         """Raise as the fallback's own optimizer does, and where it needs parameter groups of its own."""

@@ -74,10 +74,19 @@ class Common(TypedDict, total=False):
     offload_state: bool
 
 
-COMMON_DEFAULTS: Mapping[str, Any] = {
+# How a step runs, and how state rests between two: no part of the mathematics, and so for the optimizer to choose that
+# loads what another saved.
+EXECUTION_DEFAULTS: Mapping[str, Any] = {
     "foreach": None,
     "fused": None,
     "capturable": False,
+    "state_dtype": None,
+    "master": "kahan",
+    "offload_state": False,
+}
+
+COMMON_DEFAULTS: Mapping[str, Any] = {
+    **EXECUTION_DEFAULTS,
     "maximize": False,
     "caution": False,
     "corrected_weight_decay": False,
@@ -87,10 +96,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "centralize_grad": False,
     "adaptive_grad_clip": None,
     "hyperball": False,
-    "state_dtype": None,
-    "master": "kahan",
     "skip_nonfinite": False,
-    "offload_state": False,
 }
 
 # Why some optimizers refuse options that others have.

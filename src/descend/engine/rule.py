@@ -26,10 +26,8 @@ class Rule:
     reach: ClassVar[Reach] = "elementwise"
     #: Whether a rule of reach "rows" tells no dimensions apart but the first: its sums go over units and over all.
     by_units: ClassVar[bool] = False
-    #: State names that checkpoints of timm or torch use for ours.
-    foreign_names: ClassVar[Mapping[str, str]] = {}
-    #: State that is kept beside the slots, loaded as it is.
-    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff",))
+    #: State names that checkpoints of timm or torch use for ours; None: state that we need not keep.
+    foreign_names: ClassVar[Mapping[str, str | None]] = {}
     #: Scalars that a parameter carries from step to step on the host, with their start.
     carried: ClassVar[Mapping[str, float]] = {}
     #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
@@ -72,6 +70,11 @@ class Rule:
     def decay(h: Any) -> Decay:
         """How weight decay enters: into the gradient, onto the parameter, or by the rule's own lines."""
         return "decoupled"
+
+    @classmethod
+    def foreign_state(cls, h: Any, p: Tensor) -> dict[str, Any]:
+        """What timm reads from the state of parameter `p`, and follows from the options here: saved, never kept."""
+        return {}
 
     @staticmethod
     def check(h: Any) -> None:

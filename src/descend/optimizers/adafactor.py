@@ -113,6 +113,7 @@ class Adafactor(Optimizer):
     }
 
     reach: ClassVar[Reach] = "rows"
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"RMS": None}
     structural: ClassVar[frozenset[str]] = frozenset(("min_dim_size_to_factor",))
 
     def __init__(

@@ -54,6 +54,7 @@ class Adahessian(Optimizer):
         Yao et al., ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning, 2021, arXiv 2006.00719.
     """
 
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"hessian step": None}
     structural: ClassVar[frozenset[str]] = frozenset(("update_each", "n_samples", "seed"))
     refused: ClassVar[Mapping[str, str]] = {
         "capturable": "its step runs a backward pass",

@@ -9,7 +9,8 @@ import torch
 
 from descend.engine import serial
 from descend.engine.exact import read, write
-from descend.engine.slots import state_dtype
+from descend.engine.optimizer import Optimizer
+from descend.engine.slots import position, state_dtype
 
 SLOW = "lookahead_slow_buff"
 
@@ -64,6 +65,9 @@ class Lookahead(torch.optim.Optimizer):
         self.base_optimizer = base_optimizer
         self.param_groups = base_optimizer.param_groups
         self.state = base_optimizer.state
+        keeper = _innermost(base_optimizer)
+        if isinstance(keeper, Optimizer):
+            keeper.extra_state = {**keeper.extra_state, SLOW: position()}
 
     @property
     def is_second_order(self) -> bool:
@@ -113,7 +117,7 @@ class Lookahead(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state_dict, with the slow weights in its state."""
-        return serial.stamped(super().state_dict(), type(self.base_optimizer).__name__)
+        return serial.stamped(super().state_dict(), _innermost(self.base_optimizer))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state_dict of Lookahead, ours or timm's, or one of the base optimizer alone."""
@@ -141,3 +145,8 @@ class Lookahead(torch.optim.Optimizer):
         base = state.pop("base_optimizer", None) or self.base_optimizer
         super().__setstate__({**state, "param_groups": base.param_groups, "state": base.state})
         self._share(base)
+
+
+def _innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that wraps no other."""
+    return _innermost(optimizer.base_optimizer) if hasattr(optimizer, "base_optimizer") else optimizer

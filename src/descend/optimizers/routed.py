@@ -36,7 +36,7 @@ class MatrixRule(Optimizer):
     reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(("ns_steps", "split", "power_iters", "rank_multiple_of", "seed"))
     # timm keeps its routing in the state.
-    extra_state: ClassVar[frozenset[str]] = Optimizer.extra_state | {"use_muon"}
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"use_muon": None}
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
@@ -76,6 +76,10 @@ class MatrixRule(Optimizer):
     def gain(h: Any, p: Tensor) -> float:
         """What multiplies the lr for a matrix of this shape."""
         raise NotImplementedError
+
+    @classmethod
+    def foreign_state(cls, h: Any, p: Tensor) -> dict[str, Any]:
+        return {"use_muon": cls.serves(h, p)}
 
     @classmethod
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
