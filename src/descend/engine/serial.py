@@ -320,7 +320,8 @@ def _states(
             if source is None and p in optimizer.state:
                 state[p] = optimizer.state[p]
             elif source is not None and source.index in saved:
-                names = optimizer.resolve_for(p, group).rule.foreign_names
+                r = optimizer.resolve(group)
+                names = {**r.rule.foreign_names, **r.of(p).rule.foreign_names}
                 entry = _adopted(type(optimizer).__name__, names, source, saved[source.index])
                 state[p], others = _placed(optimizer, p, group, entry, source.name, strict)
                 unknown += others
