@@ -179,7 +179,13 @@ def test_every_rounding_error_is_taken_for_one(dtype: torch.dtype) -> None:
 @every_executor
 @pytest.mark.parametrize(
     ("option", "value"),
-    (("state_dtype", "int8"), ("state_dtype", torch.bfloat16), ("amsgrad", True), ("caution", True), ("maximize", True)),
+    (
+        ("state_dtype", "int8"),
+        ("state_dtype", torch.bfloat16),
+        ("amsgrad", True),
+        ("caution", True),
+        ("maximize", True),
+    ),
     ids=str,
 )
 def test_options_that_change_in_mid_run_act(option: str, value: Any, executor: dict[str, Any]) -> None:
@@ -195,9 +201,7 @@ def test_options_that_change_in_mid_run_act(option: str, value: Any, executor: d
         step(ours, p, i)
         step(fresh, q, i)
     torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
-    assert {name: t.dtype for name, t in ours.state[p].items()} == {
-        name: t.dtype for name, t in fresh.state[q].items()
-    }
+    assert {name: t.dtype for name, t in ours.state[p].items()} == {name: t.dtype for name, t in fresh.state[q].items()}
 
 
 @every_executor
