@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CONTRACT, CHECKPOINTS, BAD_INPUT = "test_contract.py", "test_checkpoints.py", "test_bad_input.py"
 LOADING = "test_loading.py"
+STAGES, HOOKS = "test_stages.py", "test_backward_hooks.py"
 TIMM, SENSITIVITY, LOOKAHEAD = "test_timm.py", "test_sensitivity.py", "test_lookahead.py"
 ADAHESSIAN, ORACLE, SHARDING = "test_adahessian.py", "test_oracle.py", "test_sharding.py"
 
@@ -52,6 +53,8 @@ def bugs() -> Iterator[Bug]:
     yield from in_terms()
     yield from in_rules()
     yield from in_the_engine()
+    yield from in_stages()
+    yield from in_backward()
     yield from in_checkpoints()
     yield from in_storages()
     yield from on_many_machines()
@@ -273,6 +276,60 @@ def in_the_engine() -> Iterator[Bug]:
     yield Bug(
         "an option is accepted and does nothing", f"{kozistr}, use_palm and others", "engine/text.py",
         "    if k.grams:", "    if False:", SENSITIVITY, "common and AdamW",
+    )  # fmt: skip
+
+
+def in_stages() -> Iterator[Bug]:
+    ours, text = "ours, planted", "engine/text.py"
+    yield Bug(
+        "caution divides by at least 1e-2 instead of 1e-3", ours, text,
+        "torch.clamp(k.mean(agrees), min=1e-3)", "torch.clamp(k.mean(agrees), min=1e-2)", STAGES, "loop and AdamW and caution",
+    )  # fmt: skip
+    yield Bug(
+        "cautious decay leaves out what has no direction", ours, text,
+        "add_scaled(p, p + p * opposed, -k.decay_amount)",
+        "add_scaled(p, p * torch.sign(p * value_of(d)).clamp_min(0.0), -k.decay_amount)",
+        STAGES, "loop and Lion and cautious_weight_decay",
+    )  # fmt: skip
+    yield Bug(
+        "a unit that is zero is clipped to nothing", ours, text,
+        "torch.clamp(p_norm, min=1e-3) * k.adaptive_grad_clip", "p_norm * k.adaptive_grad_clip",
+        STAGES, "loop and SGD and adaptive_grad_clip",
+    )  # fmt: skip
+    yield Bug(
+        "each element of a vector is a unit", ours, text,
+        "        p_norm, g_norm = k.norms(p, g)\n", "        p_norm, g_norm = torch.abs(p), torch.abs(g)\n",
+        STAGES, "loop and SGD and adaptive_grad_clip",
+    )  # fmt: skip
+    yield Bug(
+        "the update clip ignores the bias correction", ours, text,
+        "k.rms(d) * k.gain", "k.rms(d)", STAGES, "loop and AdamW and update_clip",
+    )  # fmt: skip
+    yield Bug(
+        "hyperball: a zero parameter steps by lr times the raw direction", ours, text,
+        "torch.where(usable, d_norm, 1.0), k.gain)", "torch.where(usable, d_norm, 1.0), 1.0)",
+        STAGES, "loop and AdamW and hyperball",
+    )  # fmt: skip
+    yield Bug(
+        "carried scalars go on in a step that a scaler skips", ours, "engine/counters.py",
+        "        if skipped is not None:\n            values =", "        if False:\n            values =",
+        STAGES, "scaler_skips",
+    )  # fmt: skip
+
+
+def in_backward() -> Iterator[Bug]:
+    hooks = "engine/backward_hooks.py"
+    yield Bug(
+        "a dropped optimizer's hooks stay", "ours", hooks, "handle.remove()", "pass", HOOKS, "dropped_optimizer_is_freed and loop",
+    )  # fmt: skip
+    yield Bug(
+        "a refused gradient stays for step()", "ours", hooks, "            p.grad = None", "            pass",
+        HOOKS, "refused_gradient and loop",
+    )  # fmt: skip
+    yield Bug(
+        "zero_grad() does not begin the step again", "ours", "engine/optimizer.py",
+        "super().zero_grad(set_to_none)\n        self._moved.clear()", "super().zero_grad(set_to_none)",
+        HOOKS, "error_inside_backward and loop",
     )  # fmt: skip
 
 

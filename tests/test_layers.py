@@ -23,7 +23,7 @@ LAYERS = (
     "engine.job",
     "engine.counters engine.offload engine.sharding.collectives engine.sharding.agreement",
     "engine.plan engine.sharding.owners",
-    "engine.executors",
+    "engine.executors engine.backward_hooks",
     "engine.serial",
     "engine.optimizer",
     "engine.exact engine.in_backward engine.in_pieces engine.warmup",

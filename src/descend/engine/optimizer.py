@@ -16,6 +16,7 @@ from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
 from descend.engine import executors, options, serial
+from descend.engine.backward_hooks import BackwardHooks
 from descend.engine.executors import fused
 from descend.engine.job import Job
 from descend.engine.options import COMMON_DEFAULTS, Common
@@ -49,9 +50,8 @@ class Optimizer(torch.optim.Optimizer, Rule):
 
     #: State that a wrapper (Lookahead) keeps here beside the rule's: tensors as slots, numbers with their start.
     extra_state: Mapping[str, Slot | float] = {}
-    #: Where parameters move as their gradients come, whether one has moved since the last call of step().
-    _in_backward: set[Tensor] | None = None
-    _plans_in_backward: tuple[Plan, ...] = ()
+    #: What moves parameters as their gradients come, after step_in_backward().
+    _in_backward: BackwardHooks | None = None
     #: Over which processes sums over all tensors go besides, and how many groups these are known to agree about.
     _process_group: Any = None
     _agreed: int = 0
@@ -151,15 +151,30 @@ class Optimizer(torch.optim.Optimizer, Rule):
                 loss = closure()
         rehearsal = self.rehearses()
         self._agree()
-        jobs = self._plan.jobs(self, self._in_backward or ())
-        if self._in_backward is not None:
-            self._in_backward.clear()
+        jobs = self._plan.jobs(self, self._moved)
+        self._moved.clear()
         if rehearsal or self._overflows() or self._is_to_skip(jobs):
             self._plan.let_go(jobs)
             return loss
         with self._without_autocast():
             self._carry_out(jobs, self._plan)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Free the gradients, or set them to zero; after an error inside backward, begin the step again."""
+        super().zero_grad(set_to_none)
+        self._moved.clear()
+
+    def remove_backward_hooks(self) -> None:
+        """Let all parameters move in step() again, where step_in_backward() has them move inside backward."""
+        if self._in_backward is not None:
+            self._in_backward.remove()
+            self._in_backward = None
+
+    @property
+    def _moved(self) -> set[Tensor]:
+        """The parameters that have moved inside backward since the last step."""
+        return set() if self._in_backward is None else self._in_backward.moved
 
     def _without_autocast(self) -> ExitStack:
         """The maths has its own dtypes, also where somebody steps inside autocast."""
@@ -375,15 +390,16 @@ class Optimizer(torch.optim.Optimizer, Rule):
         self._check_mode()
         self._agree()
         with self._without_autocast():
-            self._carry_out(plan.jobs(self, self._in_backward or ()), plan)
+            self._carry_out(plan.jobs(self, self._moved), plan)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """GradScaler asks this: fused kernels divide by the scale themselves."""
         if self._in_backward is not None:
             raise RuntimeError(
-                "step_in_backward() has moved the parameters by gradients that a GradScaler scaled; train without one, "
-                "in bfloat16, which needs no scaling"
+                "step_in_backward() has moved the parameters inside backward already: by gradients that a GradScaler scaled, "
+                "if there is one (train without, in bfloat16, which needs no scaling), and before they could be clipped "
+                "(switch clipping off; update_clip and adaptive_grad_clip look at one parameter)"
             )
         return any(group["fused"] for group in self.param_groups)
 

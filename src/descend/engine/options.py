@@ -38,8 +38,8 @@ class Common(TypedDict, total=False):
         centralize_grad: gradients of two and more dimensions lose their mean over all dimensions but the first
             (Yong et al., Gradient Centralization, 2020, arXiv 2004.01461).
         adaptive_grad_clip: the norm of every unit's gradient is at most this share of the unit's own norm, which counts
-            as at least 1e-3 (Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021,
-            arXiv 2102.06171). > 0.
+            as at least 1e-3; a unit is a slice of dimension 0, or a whole vector, as in the authors' code (Brock et al.,
+            High-Performance Large-Scale Image Recognition Without Normalization, 2021, arXiv 2102.06171). > 0.
         hyperball: the step keeps the norm of the parameter and is measured in it: p' = p − lr·‖p‖·u/‖u‖, then
             p'·‖p‖/‖p'‖; there is no weight decay (Hyperball).
         state_dtype: what state rests in: a floating-point dtype, or "int8" for averages of the parameter's shape, in
