@@ -13,6 +13,7 @@ from torch import Tensor
 from descend.engine.counters import Counters, as_counter, new_counters
 from descend.engine.job import Job
 from descend.engine.offload import is_far, on_host
+from descend.engine.placing import placed
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
 from descend.engine.slots import Slot, state_dtype
@@ -83,7 +84,7 @@ class Plan:
         for (index, position, p, g), job in zip(found, current, strict=True):
             r, kept = resolved[index]
             if job is None:
-                job = kept[position] = self._bind(owner, r.of(p), index, position, kept.get(position))
+                job = kept[position] = self._bind(owner, r.of(p), index, position)
             r = r if r.fallback is None or job.rule is r.rule else r.fallback
             job.group, job.done = r.group, False
             if job.layout is None and g is not None:
@@ -129,12 +130,14 @@ class Plan:
             found.append((i, j, p, g))
         return found
 
-    def _bind(self, owner: Owner, r: Resolved, index: int, position: int, before: Job | None) -> Job:
+    def _bind(self, owner: Owner, r: Resolved, index: int, position: int) -> Job:
         """The job of a parameter that has none, or is not what it was."""
         p = owner.param_groups[index]["params"][position]
         home = owner.state[p] if p.grad is not None or p in owner.state else {}
-        if before is not None and before.leaf is p and (before.dtype, before.shape) != (p.dtype, p.shape):
-            follow(before, r, home, owner.name_of(index, position))
+        try:
+            rest_as_told(r, p, home, f"parameter {owner.name_of(index, position)}")
+        except ValueError as error:
+            raise ValueError(f"{type(owner).__name__}: {error}") from None
         return new_job(p, r, home, (index << 32) + position)
 
     def _begin_counting(self, owner: Owner, unbound: Iterable[tuple[int, int, Tensor, Tensor | None]]) -> None:
@@ -235,31 +238,23 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     )
 
 
-def follow(job: Job, r: Resolved, state: dict[str, Any], name: str) -> None:
-    """Let state follow its parameter to another dtype; what half precision lacked is no part of the new values.
+def rest_as_told(r: Resolved, p: Tensor, state: dict[str, Any], parameter: str) -> None:
+    """Bring state that rests otherwise than its options and its parameter's dtype say to where they say.
 
     Raises:
         ValueError: if the parameter has another shape now, for which the state is none.
     """
-    p = job.leaf
     resting, _ = rest(r.rule.slots(r.h, p), r.h, p)
-    for key, slot in resting.items():
-        value = state.get(key)
-        if value is None:
-            continue
-        if key in MASTERS_STATE:
-            del state[key]
-        elif tuple(value.shape) != slot.shape_for(p):
-            raise ValueError(
-                f"{r.rule.__name__}: parameter {name} has shape {tuple(p.shape)} now, and its state {key!r} "
-                f"{tuple(value.shape)}, expected {slot.shape_for(p)}: bring it to this shape, or remove the parameter's state"
-            )
-        else:
-            state[key] = value.to(_dtype(slot, p))
+    if any(name in state and not _rests(state[name], slot, p) for name, slot in resting.items()):
+        own = {name: value for name, value in state.items() if name not in ("step", *r.rule.carried)}
+        found, others = placed(r, p, own, parameter, {}, strict=False)
+        for name in own.keys() - found.keys() - set(others):
+            del state[name]
+        state.update(found)
 
 
-def _dtype(slot: Slot, p: Tensor) -> torch.dtype:
-    return slot.dtype or state_dtype(p)
+def _rests(value: Tensor, slot: Slot, p: Tensor) -> bool:
+    return value.dtype == (slot.dtype or state_dtype(p)) and tuple(value.shape) == slot.shape_for(p)
 
 
 def awaited(p: Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from descend.engine.offload import is_far, on_host
+from descend.engine.counters import new_counters
 from descend.engine.options import EXECUTION_DEFAULTS
+from descend.engine.placing import placed
 from descend.engine.plan import Owner
 from descend.engine.resolved import Resolved
-from descend.engine.sharding.layout import Layout, fresh, full, layout_of, local
 from descend.engine.slots import Slot
-from descend.engine.storage import MASTERS_STATE, Blocks, packed, rest, rests_alike, unpacked
 
 FORMAT = 1
 _FORMAT_KEY = "descend_format"
@@ -323,8 +321,15 @@ def _states(
                 r = optimizer.resolve(group)
                 names = {**r.rule.foreign_names, **r.of(p).rule.foreign_names}
                 entry = _adopted(type(optimizer).__name__, names, source, saved[source.index])
-                state[p], others = _placed(optimizer, p, group, entry, source.name, strict)
-                unknown += others
+                try:
+                    extra = optimizer.extra_state
+                    state[p], others = placed(r.of(p), p, entry, f"parameter {source.name}", extra, strict)
+                except ValueError as error:
+                    raise ValueError(f"{type(optimizer).__name__}: {error}") from None
+                unknown += [f"{source.name}.{name}" for name in others]
+    on_host = [one for one in state.values() if "step" in one and one["step"].device.type == "cpu"]
+    for one, counter in zip(on_host, new_counters([float(one["step"]) for one in on_host]), strict=True):
+        one["step"] = counter
     return state, unknown
 
 
@@ -343,114 +348,3 @@ def _adopted(kind: str, foreign_names: Mapping[str, str | None], source: _Source
     if adopted and "step" not in adopted:
         adopted["step"] = source.group.get("step", 1)
     return adopted
-
-
-def _placed(
-    optimizer: Loads, p: Tensor, group: Mapping[str, Any], entry: Mapping[str, Any], parameter: str, strict: bool
-) -> tuple[dict[str, Any], list[str]]:
-    """Copies of the tensors in the dtype, layout and device that this optimizer keeps them in; names of others."""
-    kind = type(optimizer).__name__
-    r = optimizer.resolve_for(p, group)
-    h = r.h
-    extra = {name: slot for name, slot in optimizer.extra_state.items() if isinstance(slot, Slot)}
-    slots = {**r.rule.slots(h, p), **extra}
-    resting, rests = rest(slots, h, p)
-    layout = layout_of(p)
-    placed: dict[str, Any] = {}
-    unknown = []
-    for name, value in entry.items():
-        try:
-            if name == "step":
-                placed[name] = _number(value, torch.float32, p.device if h.capturable else torch.device("cpu"), 0.0)
-            elif name in r.rule.carried:
-                placed[name] = _number(value, torch.float64, p.device if h.capturable else torch.device("cpu"))
-            elif name in optimizer.extra_state and name not in extra:
-                placed[name] = _number(value, torch.float32, torch.device("cpu"))
-            elif name in slots:
-                storage = dict(rests.blocks).get(name)
-                placed |= _rested(name, value, entry.get(f"{name}_scale"), slots[name], storage, resting, p, layout)
-            elif name in resting and name in MASTERS_STATE:
-                start = local(fresh(resting[name], p))
-                placed[name] = _fitted(_here(_tensor(value, p), layout, resting[name]), start)
-            elif name not in MASTERS_STATE and name.removesuffix("_scale") not in slots:  # none of another storage's
-                unknown.append(f"{parameter}.{name}")
-        except ValueError as error:
-            raise ValueError(
-                f"{kind}: state {name!r} {error} for parameter {parameter} of shape {tuple(p.shape)}"
-            ) from None
-        if unknown and strict:
-            known = ", ".join(["step", *r.rule.carried, *slots])
-            raise ValueError(
-                f"{kind}: state_dict has state {name!r}; this optimizer keeps {known}. Is it another's? "
-                "strict=False leaves it out"
-            )
-    if h.offload_state and is_far(p):
-        placed |= {name: on_host(placed[name]) for name in placed.keys() & resting.keys() - extra.keys()}
-    if layout is not None:
-        for name in placed.keys() & resting.keys():
-            slot = resting[name]
-            placed[name] = layout.wrap(placed[name], layout.placed(slot), slot.shape_for(p))
-    return placed, unknown
-
-
-def _rested(
-    name: str,
-    value: Any,
-    scale: Tensor | None,
-    slot: Slot,
-    storage: Blocks | None,
-    resting: Mapping[str, Slot],
-    p: Tensor,
-    layout: Layout | None,
-) -> dict[str, Tensor]:
-    """The tensors that a slot's value rests in here, whatever it rested in where it was saved."""
-    start, value = local(fresh(slot, p)), _tensor(value, p)
-    by_blocks = Slot(per_block=1)
-    value = _here(value, layout, slot if scale is None or value.shape == p.shape else by_blocks)
-    if scale is not None:
-        scale = _here(scale, layout, by_blocks)
-        if storage is not None and rests_alike(value, scale, storage, start):
-            return {name: value.to(p.device, copy=True), f"{name}_scale": scale.to(p.device, copy=True)}
-        value = unpacked(value, scale, slot, start.shape)
-    value = _fitted(value, start)
-    return (
-        {name: value.to(resting[name].dtype or value.dtype)}
-        if storage is None
-        else packed(name, storage, resting, value)
-    )
-
-
-def _number(value: Any, dtype: torch.dtype, device: torch.device, least: float = -math.inf) -> Tensor:
-    """A number, in whatever form it came, as a 0-d tensor of its own."""
-    try:
-        number = torch.as_tensor(full(value), dtype=dtype, device=device).clone().reshape(())
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"is {_described(value)}, expected one number") from None
-    if not (number.is_meta or least <= number < math.inf):
-        raise ValueError(f"is {_described(value)}, expected a finite number{' >= 0' if least == 0 else ''}")
-    return number
-
-
-def _tensor(value: Any, p: Tensor) -> Tensor:
-    try:
-        return value if isinstance(value, Tensor) else torch.as_tensor(value, device=p.device)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"is {_described(value)}, expected a tensor") from None
-
-
-def _fitted(value: Tensor, start: Tensor) -> Tensor:
-    """A value in the shape, dtype, device and memory layout of `start`, which it replaces."""
-    if value.numel() != start.numel() or (value.shape != start.shape and value.dim() == start.dim()):
-        raise ValueError(f"has shape {tuple(value.shape)}, expected {tuple(start.shape)}")
-    if value.is_complex() and not start.is_complex():
-        raise ValueError(f"has dtype {value.dtype}, expected {start.dtype}")
-    return start.copy_(value.reshape(start.shape))
-
-
-def _described(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) and value.dim() else repr(value)
-
-
-def _here(value: Tensor, layout: Layout | None, slot: Slot) -> Tensor:
-    """This process's piece of a value, wherever it has been."""
-    return full(value) if layout is None else layout.here(value, layout.placed(slot))
