@@ -15,6 +15,7 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import take
 from descend.optimizers.adam import AdamW, NAdamW
+from descend.terms import finite_else
 
 _LEAST_SIZE = 4
 _LARGEST_RATIO = 128
@@ -88,6 +89,7 @@ class Routed(Optimizer):
         if k.fallback:
             fall_back(p, g, s, k)
         else:
+            g = finite_else(g, 0.0)
             direction = cls.direction(p, g, s, k)
             take(p, direction, g, k.but(gain=k.matrix_gain, step_size=k.lr * k.matrix_gain))
 

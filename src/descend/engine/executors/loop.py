@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from descend.engine.executors.profile import Profile, Scope, profile
@@ -40,9 +41,19 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
             continue
         for first, p, g, s in _pieces(job, needs.whole, k):
             k.across = OverallKnown(there)
-            put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+            try:
+                put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+            except torch.linalg.LinAlgError as error:
+                raise RuntimeError(f"{rule.__name__}: parameter {_name(job)}: {error}") from error
         job.done = True
     return partials
+
+
+def _name(job: Job) -> str:
+    """The parameter's own name where the group has names, its place in the group, and its shape."""
+    place = next(i for i, p in enumerate(job.group["params"]) if p is job.leaf)
+    names = job.group.get("param_names")
+    return f"{repr(names[place]) if names else f'{place} of its group'} of shape {tuple(job.leaf.shape)}"
 
 
 def _known(job: Job) -> Known:
