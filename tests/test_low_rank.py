@@ -92,7 +92,7 @@ def test_a_direction_without_a_gradient_keeps_its_vector() -> None:
     torch.manual_seed(0)
     old = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     seen = old[:, :2] @ torch.diag(torch.tensor([4.0, 1.0], dtype=torch.float64)) @ old[:, :2].T
-    torch.testing.assert_close(power_step(old, seen @ old), old, rtol=0, atol=1e-12)
+    torch.testing.assert_close(power_step(old, seen @ old, torch.float64), old, rtol=0, atol=1e-12)
 
 
 def test_a_power_step_of_full_rank_is_a_qr_decomposition() -> None:
@@ -100,7 +100,7 @@ def test_a_power_step_of_full_rank_is_a_qr_decomposition() -> None:
     old = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
     root = torch.randn(6, 6, dtype=torch.float64)
     powered = root @ root.T @ old
-    made = power_step(old, powered)
+    made = power_step(old, powered, torch.float64)
     torch.testing.assert_close(made.abs(), torch.linalg.qr(powered).Q.abs(), rtol=0, atol=1e-12)
     assert ((made * powered).sum(0) > 0).all()
 

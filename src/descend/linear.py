@@ -12,7 +12,7 @@ from descend.engine.tensorlist import TensorList
 from descend.randomness import uniform
 
 _SMALLEST = 2.0**-126
-_FRAME = 0  # the key of the fixed vectors' random numbers
+_FRAME = 8  # the key of the fixed vectors' random numbers
 
 
 def product(*factors: Tensor) -> Tensor:
@@ -68,19 +68,25 @@ def eigenbasis(x: Tensor) -> Tensor:
     """
 
     def of(a: Tensor) -> Tensor:
-        values, vectors = (part.flip(-1) for part in _eigh(a))
-        places = ranks(values)
-        frame = vectors.mT @ fixed_frame(a)
-        basis = _positive_qr(vectors @ torch.where(places[:, None] == places, frame, 0.0))[0]
-        return torch.where(values[0] > 0, basis, torch.eye(len(a), dtype=a.dtype, device=a.device))
+        values, vectors = (part.flip(-1) for part in _eigh(a.double()))
+        parts = values[:-1] - values[1:] > values[0] * rounding(len(a), a.dtype)
+        space = torch.nn.functional.pad(parts.cumsum(0), (1, 0))
+        projected = vectors @ torch.where(space[:, None] == space, vectors.mT @ fixed_frame(vectors), 0.0)
+        basis = torch.where(values[0] > 0, _positive_qr(projected)[0], torch.eye(len(a), device=a.device))
+        return basis.to(a.dtype)
 
     return _each(of, x)
 
 
-def power_step(basis: Tensor, powered: Tensor) -> Tensor:
+def power_step(basis: Tensor, powered: Tensor, known_in: torch.dtype) -> Tensor:
     """The next basis of a power iteration: what a matrix made of the old one, orthonormal from the left.
 
     A column that depends on those before it, as of a matrix of low rank, says nothing: the old vector stays for it.
+
+    Args:
+        basis: orthonormal columns.
+        powered: what the matrix made of them.
+        known_in: the dtype that the matrix was measured in, whose rounding counts.
     """
 
     def of(old: Tensor, new: Tensor) -> Tensor:
@@ -88,7 +94,7 @@ def power_step(basis: Tensor, powered: Tensor) -> Tensor:
         lengths = r.diagonal()
         # The shorter a column was, the larger the error of its direction, which is left of all columns after it.
         amplified = torch.linalg.vector_norm((r / lengths[:, None]).nan_to_num_(0.0), dim=0)
-        depends = lengths <= amplified * lengths.max() * rounding(len(old), old.dtype)
+        depends = lengths <= amplified * lengths.max() * rounding(len(old), known_in)
         return _positive_qr(torch.where(depends, old, new))[0] if depends.any() else q
 
     return _each(of, basis, powered)
@@ -99,14 +105,6 @@ def fixed_frame(like: Tensor) -> Tensor:
     n = len(like)
     numbers = uniform(torch.arange(n * n, device=like.device), _FRAME).reshape(n, n).sub_(0.5).mul_(n**-0.5 / 4)
     return (numbers + torch.eye(n, dtype=numbers.dtype, device=like.device)).to(like.dtype)
-
-
-def ranks(values: Tensor) -> Tensor:
-    """The place of each number in descending order; those that differ from the next by rounding only share it."""
-    down, order = torch.sort(values, descending=True, stable=True)
-    least = down[:1].abs() * rounding(len(values), values.dtype)
-    places = torch.cat((torch.zeros_like(order[:1]), (down[:-1] - down[1:] > least).cumsum(0)))
-    return torch.empty_like(places).scatter_(0, order, places)
 
 
 def rounding(n: int, dtype: torch.dtype) -> float:
@@ -162,7 +160,7 @@ def spectral_bound(x: Tensor) -> Tensor:
 
 def _eigh(x: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(x).all():
-        raise torch.linalg.LinAlgError(
+        raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
             f"a factor of shape {tuple(x.shape)} in its state holds numbers that are not finite"
         )
     try:

@@ -34,6 +34,9 @@ class SOAP(Optimizer):
     M' is turned into the new coordinates. Tensors of more dimensions have a factor for each; dimensions larger than
     max_precond_dim keep their coordinates, and so do vectors, which makes them Adam's.
 
+    Where L or R lacks rank or has equal eigenvalues, fixed vectors choose the basis, not rounding, and rotated
+    gradients that are rounding count as 0.
+
     Args:
         params: parameters or groups of parameters.
         lr: learning rate, ≥ 0.
@@ -255,15 +258,17 @@ def refresh_bases(s: State, k: Known) -> None:
     """One power iteration on every eigenbasis; the averages follow into the new coordinates."""
     exp_avg = rotate_back(s.exp_avg, bases_of(s, k), k)
     for i, q in zip(k.factored, bases_of(s, k), strict=True):
-        powered = product(getattr(s, f"GG_{i}"), q)
-        eigenvalues = (q * powered).sum(-2)
+        # In float64: the least eigenvalues of a float32 factor have few digits, and QR would take some of them.
+        basis = q.double()
+        powered = product(getattr(s, f"GG_{i}").double(), basis)
+        eigenvalues = (basis * powered).sum(-2)
         # Those of a null space are rounding, by which vectors are not to be ordered.
         known = eigenvalues > eigenvalues.amax() * rounding(len(q), q.dtype)
         order = torch.argsort(torch.where(known, eigenvalues, 0.0), descending=True, stable=True)
         for name, dim in (("exp_avg_sq", i), (f"eigenvalues_{i}", 0)):
             if name in s:
                 assign(getattr(s, name), getattr(s, name).index_select(dim, order))
-        assign(q, power_step(q.index_select(-1, order), powered.index_select(-1, order)))
+        assign(q, power_step(basis.index_select(-1, order), powered.index_select(-1, order), q.dtype))
     assign(s.exp_avg, rotate(exp_avg, bases_of(s, k), k))
 
 
