@@ -43,7 +43,7 @@ def run(rule: type[Optimizer], jobs: Sequence[Job], totals: list[tuple[Tensor, .
             k.across = OverallKnown(there)
             try:
                 put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 raise RuntimeError(f"{rule.__name__}: parameter {_name(job)}: {error}") from error
         job.done = True
     return partials
