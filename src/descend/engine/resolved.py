@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +75,9 @@ class Resolved:
                 self.flags[name] = tuple(value) if isinstance(value, list) else value
         self.flags["unscales"] = grad_scale is not None
         if grad_scale is not None:
-            self.numbers["inverse_scale"] = 1 / self._number(grad_scale)
+            scale = self._number(grad_scale)
+            # A scale of 0 makes infinities, as a tensor's division does: a GradScaler then skips the step.
+            self.numbers["inverse_scale"] = math.inf if isinstance(scale, float) and scale == 0 else 1 / scale
         self.flags["skips"] = found_inf is not None and group["capturable"]
         if self.flags["skips"]:
             self.numbers["found_inf"] = self._number(found_inf)

@@ -96,6 +96,9 @@ class Blocks:
     number. Four take the one below or the one above so that the mean over the steps is the value: most steps of an
     average are smaller than half of the way to the next of so few numbers, and would be lost.
 
+    A number that is not finite does not enter the scale, so that it costs no other number of its block: NaN becomes 0,
+    an infinity the block's largest magnitude.
+
     Args:
         signed: whether numbers have both signs.
         length: elements of a block.
@@ -157,6 +160,7 @@ class Blocks:
 
     def _numbers(self, value: Tensor, scale: Tensor, dice: Dice | None = None) -> Tensor:
         x = value * torch.reciprocal(torch.where(scale > _LEAST_SCALE, scale, 1.0))
+        x = torch.where(torch.isnan(x), 0.0, torch.clamp(x, -1.0, 1.0))
         if dice is not None:
             y = self._either(torch.abs(x), dice)
             y = torch.copysign(y, x) if self.signed else y
@@ -183,7 +187,9 @@ class Blocks:
 
 
 def _largest(value: Tensor) -> Tensor:
-    return torch.amax(torch.abs(value), dim=-1, keepdim=True)
+    """The largest magnitude of those that are finite."""
+    magnitude = torch.abs(value)
+    return torch.amax(torch.where(magnitude < math.inf, magnitude, 0.0), dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import cautious
-from descend.terms import accumulate, add_scaled, clip_ratio, ema, least, most
+from descend.terms import accumulate, add_scaled, bounded, clip_ratio, ema, least, most
 
 
 def factored_slots(
@@ -37,6 +37,8 @@ def factored_slots(
 def move_factors(sq: Tensor, rows: Tensor, cols: Tensor, dims: tuple[int, int], weight: Any, k: Known) -> Tensor:
     """Move the row and column averages, reduced dimensions of size 1, towards those of `sq`; return mean(R)."""
     across_rows, along_rows = dims
+    along, across = k.count((along_rows,)), k.count((across_rows,))
+    sq = bounded(sq, 2 * along * across)
     row_sum, col_sum = sq.sum(along_rows, keepdim=True), sq.sum(across_rows, keepdim=True)
     row_sum, col_sum, all_sum, rows_sum = k.complete(
         (row_sum, (along_rows,)),
@@ -44,7 +46,6 @@ def move_factors(sq: Tensor, rows: Tensor, cols: Tensor, dims: tuple[int, int], 
         (row_sum.sum(across_rows, keepdim=True), (across_rows, along_rows)),
         (rows.sum(across_rows, keepdim=True), (across_rows,)),
     )
-    along, across = k.count((along_rows,)), k.count((across_rows,))
     # Not as differences: a weight of 1 has to forget what was there altogether, however large it was.
     kept = 1 - weight
     mean_of_rows = (rows_sum * kept + all_sum / along * weight) / across
@@ -178,7 +179,7 @@ class Adafactor(Optimizer):
             rows, cols = spread(s.exp_avg_sq_row, s.exp_avg_sq_col, k.factored)
             u = factored_root(sq, rows, cols, k.factored, k.weight2, k).mul_(g)
         else:
-            u = torch.rsqrt(ema(s.exp_avg_sq, sq, k.weight2)) * g
+            u = torch.rsqrt(ema(s.exp_avg_sq, bounded(sq), k.weight2)) * g
         u = u * (rate / clip_ratio(k.rms(u), k.clip_threshold))
         if "exp_avg" in s:
             u = ema(s.exp_avg, u, 1 - k.beta1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from descend.engine.executors.profile import Scope, profile
@@ -36,16 +37,19 @@ def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]])
         if context.waits:
             partials.append(partial_sums(rule, job, k))
             continue
-        if job.is_plain and context.is_plain and g.dtype is job.maths and (context.whole or job.numel <= CHUNK):
-            p = job.param
-            if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
-                k.numel, k.ndim, k.shape = job.numel, job.ndim, job.shape
-                advance(rule, p, g, job.live, k)
-                job.done = True
-                continue
-        for first, p, g, s in _pieces(job, context.whole, k):
-            context.across.asked = 0
-            put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+        try:
+            if job.is_plain and context.is_plain and g.dtype is job.maths and (context.whole or job.numel <= CHUNK):
+                p = job.param
+                if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
+                    k.numel, k.ndim, k.shape = job.numel, job.ndim, job.shape
+                    advance(rule, p, g, job.live, k)
+                    job.done = True
+                    continue
+            for first, p, g, s in _pieces(job, context.whole, k):
+                context.across.asked = 0
+                put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise RuntimeError(f"{rule.__name__}: parameter {_name(job)}: {error}") from error
         job.done = True
     return partials
 
@@ -65,6 +69,13 @@ class _Context:
         self.k = _known(job)
         self.across = self.k.across = OverallKnown([tuple(x.to(job.device) for x in sums) for sums in totals])
         self.is_plain = not self.k.skips
+
+
+def _name(job: Job) -> str:
+    """The parameter's own name where the group has names, its place in the group, and its shape."""
+    place = next(i for i, p in enumerate(job.group["params"]) if p is job.leaf)
+    names = job.group.get("param_names")
+    return f"{repr(names[place]) if names else f'{place} of its group'} of shape {tuple(job.leaf.shape)}"
 
 
 def _known(job: Job) -> Known:
