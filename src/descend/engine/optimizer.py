@@ -27,13 +27,14 @@ from descend.engine.sharding.layout import check_layout, fresh, layout_of, local
 from descend.engine.slots import Slot
 from descend.engine.storage import rest
 from descend.engine.text import take
+from descend.engine.unwrapped import Unwrappable, unwrap, unwrapped
 from descend.terms import Quotient
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
 Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Unwrappable):
     """A rule, carried out by the engine.
 
     A subclass states its state (:meth:`slots`), its scalars (:meth:`scalars`) and its direction
@@ -55,7 +56,7 @@ class Optimizer(torch.optim.Optimizer):
     #: State names that checkpoints of timm or torch use for ours.
     foreign_names: ClassVar[Mapping[str, str]] = {}
     #: State that is kept beside the slots, loaded as it is.
-    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff",))
+    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff", "lookahead_synced"))
     #: Scalars that a parameter carries from step to step on the host, with their start.
     carried: ClassVar[Mapping[str, float]] = {}
     #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
@@ -199,21 +200,29 @@ class Optimizer(torch.optim.Optimizer):
         Returns:
             What the closure returned.
         """
+        rehearsal = closure is None and self.rehearses()
+        if not rehearsal:
+            self._check_mode()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rehearsal = self.rehearses()
         self._agree()
         jobs = self._plan.jobs(self)
         if self._in_backward is not None:
             self._in_backward.clear()
-        if rehearsal or self._overflows() or self._is_to_skip(jobs):
+        self._skipped = not rehearsal and (self._overflows() or self._is_to_skip(jobs))
+        if rehearsal or self._skipped:
             self._plan.let_go(jobs)
             return loss
         with self._without_autocast():
             self._run(jobs)
         return loss
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last call of :meth:`step` left everything as it was, since a gradient was not finite."""
+        return bool(vars(unwrap(self)).get("_skipped", False))
 
     def _without_autocast(self) -> ExitStack:
         """The maths has its own dtypes, also where somebody steps inside autocast."""
@@ -246,6 +255,7 @@ class Optimizer(torch.optim.Optimizer):
             agree(type(self).__name__, self.param_groups, tuple(self.defaults), self._process_group)
             self._agreed = len(self.param_groups)
 
+    @unwrapped
     def sum_over(self, process_group: Any) -> None:
         """Let sums over all tensors go over a group of processes, each of which has other parameters.
 
@@ -262,22 +272,15 @@ class Optimizer(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def rehearses(self) -> bool:
-        """Whether this is the step that distributed checkpoints fake to have the state made: it must count nothing.
+        """Whether this is the step that distributed checkpoints fake to have the state made: it must count nothing."""
+        return rehearses(self)
 
-        They call it on an optimizer without state, with every lr 0 and every gradient zero.
-        """
-        one_among_others = self._process_group is not None  # who may have gradients where this process has none
-        if self.state or one_among_others or not all(_is_zero(group["lr"]) for group in self.param_groups):
-            return False
-        params = self._all_params()
-        grads = [local(p.grad) for p in params if p.grad is not None]
-        moves = not grads or any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
-        return not anywhere(moves, params)
-
+    @unwrapped
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the optimizer's name and the version of the format."""
         return serial.stamped(super().state_dict(), type(self).__name__)
 
+    @unwrapped
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, or a checkpoint of the same optimizer from timm or torch.
 
@@ -330,9 +333,10 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _plan(self) -> Plan:
         """The jobs kept between steps; it is no state, and is made anew after a copy or a load."""
-        plan: Plan | None = self.__dict__.get("_kept_plan")
-        if plan is None:
-            plan = self.__dict__["_kept_plan"] = Plan(process_group=self._process_group)
+        kept = vars(unwrap(self))
+        if "_kept_plan" not in kept:
+            kept["_kept_plan"] = Plan(process_group=self._process_group)
+        plan: Plan = kept["_kept_plan"]
         return plan
 
     def _run(self, jobs: list[Job]) -> executors.Totals:
@@ -367,6 +371,21 @@ def _signature(kind: Any) -> dict[str, tuple[Any, bool]]:
                 default = math.nan if p.default is p.empty else p.default
                 found[p.name] = default, "None" in str(p.annotation)
     return found
+
+
+def rehearses(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of any optimizer is the one that distributed checkpoints fake to have its state made.
+
+    They call it on an optimizer without state, with every lr 0 and every gradient zero.
+    """
+    one_among_others = getattr(optimizer, "_process_group", None)  # who may have gradients where this process has none
+    groups = optimizer.param_groups
+    if optimizer.state or one_among_others is not None or not all(_is_zero(group.get("lr")) for group in groups):
+        return False
+    params = [p for group in groups for p in group["params"]]
+    grads = [local(p.grad) for p in params if p.grad is not None]
+    moves = not grads or any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
+    return not anywhere(moves, params)
 
 
 def _is_zero(lr: Any) -> bool:

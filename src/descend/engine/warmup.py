@@ -11,6 +11,7 @@ import torch
 from descend.engine.executors import chosen, fused
 from descend.engine.executors.kernels import kernel, signature_of
 from descend.engine.plan import trial_jobs
+from descend.engine.unwrapped import unwrap
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -45,6 +46,7 @@ def warm_up(optimizer: Optimizer) -> WarmUp:
     Returns:
         What was compiled and how long each took; print it.
     """
+    optimizer = unwrap(optimizer)
     jobs = [job for job in trial_jobs(optimizer) if chosen(type(optimizer), job) == "fused"]
     signatures = {signature_of(type(optimizer), job) for job in jobs if fused.compiles(type(optimizer), job)}
     kernels = []

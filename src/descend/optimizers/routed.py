@@ -14,6 +14,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import take
+from descend.engine.unwrapped import unwrapped
 from descend.optimizers.adam import AdamW, NAdamW
 
 _LEAST_SIZE = 4
@@ -91,6 +92,7 @@ class Routed(Optimizer):
             direction = cls.direction(p, g, s, k)
             take(p, direction, g, k.but(gain=k.matrix_gain, step_size=k.lr * k.matrix_gain))
 
+    @unwrapped
     def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
         """Which rule moves this parameter of this group."""
         h = SimpleNamespace(**{**self.defaults, **group})
