@@ -32,10 +32,15 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
         p.detach().copy_(value)
         return
     before = p._version
-    parts = local(p).detach(), *_beside(optimizer, p, kept)
-    for resting, part in zip(parts, kept.store(local(value)), strict=True):
+    for resting, part in zip(parts(optimizer, group, p), kept.store(local(value)), strict=True):
         resting.copy_(part)
     restored(optimizer, {p: before})
+
+
+def parts(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> list[Tensor]:
+    """The tensors that hold a parameter's value here: itself, or its piece, and what is kept beside it."""
+    kept = _kept(optimizer, group, p)
+    return [local(p).detach(), *(_beside(optimizer, p, kept) if kept else ())]
 
 
 def restored(optimizer: torch.optim.Optimizer, versions: Mapping[Tensor, int]) -> None:
