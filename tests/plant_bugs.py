@@ -387,11 +387,11 @@ def in_checkpoints() -> Iterator[Bug]:
         LOOKAHEAD, "goes_on_exactly and state_dict",
     )  # fmt: skip
     yield Bug(
-        "a copy loses its base optimizer", f"{timm} Lookahead", "optimizers/lookahead.py",
+        "a copy loses its base optimizer", f"{timm} Lookahead", "optimizers/wrapper.py",
         '"base_optimizer": self.base_optimizer}', "}", LOOKAHEAD, "goes_on_exactly and deepcopy",
     )  # fmt: skip
     yield Bug(
-        "a checkpoint of the base optimizer alone is a KeyError", f"{timm} Lookahead", "optimizers/lookahead.py",
+        "a checkpoint of the base optimizer alone is a KeyError", f"{timm} Lookahead", "optimizers/wrapper.py",
         "                group.setdefault(name, self.defaults[name])", "                pass",
         LOOKAHEAD, "base_optimizer_alone",
     )  # fmt: skip

@@ -14,13 +14,14 @@ from torch import Tensor
 from descend.engine import options
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import COMMON_DEFAULTS
+from descend.optimizers.schedule_free import TwoPoints
 
 Pattern = str | re.Pattern[str] | Callable[[str, Tensor], bool]
 #: A pattern of parameter names, the rule of the parameters that it meets, and that rule's options.
 PatternRule = tuple[Pattern, str] | tuple[Pattern, str, Mapping[str, Any]]
 
 
-class Mixed(Optimizer):
+class Mixed(TwoPoints):
     """An optimizer whose parameter groups name their own rules: one ``step``, one ``state_dict``, one scheduler.
 
     Results are those of separate optimizers, one for each rule. Groups of one rule share what that rule sums over all

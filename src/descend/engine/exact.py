@@ -30,9 +30,14 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
     if kept is None:
         p.detach().copy_(value)
         return
-    parts = local(p).detach(), *_beside(optimizer, p, kept)
-    for resting, part in zip(parts, kept.store(local(value)), strict=True):
+    for resting, part in zip(parts(optimizer, group, p), kept.store(local(value)), strict=True):
         resting.copy_(part)
+
+
+def parts(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> list[Tensor]:
+    """The tensors that hold a parameter's value here: itself, or its piece, and what is kept with it."""
+    kept = _kept(optimizer, group, p)
+    return [local(p).detach(), *(_beside(optimizer, p, kept) if kept else ())]
 
 
 def _beside(optimizer: torch.optim.Optimizer, p: Tensor, kept: Kahan | Split) -> list[Tensor]:

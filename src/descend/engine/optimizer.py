@@ -28,11 +28,12 @@ from descend.engine.sharding.collectives import anywhere
 from descend.engine.sharding.layout import check_layout, fresh, layout_of, local
 from descend.engine.slots import Slot
 from descend.engine.storage import rest
+from descend.engine.unwrapped import Unwrappable, unwrap, unwrapped
 
 __all__ = ["Decay", "Optimizer", "Reach"]
 
 
-class Optimizer(torch.optim.Optimizer, Rule):
+class Optimizer(Unwrappable, Rule):
     """A rule, carried out by the engine.
 
     A subclass states its state (:meth:`slots`), its scalars (:meth:`scalars`) and its direction
@@ -144,16 +145,18 @@ class Optimizer(torch.optim.Optimizer, Rule):
         Returns:
             What the closure returned.
         """
-        self._check_mode()
+        rehearsal = closure is None and self.rehearses()
+        if not rehearsal:
+            self._check_mode()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rehearsal = self.rehearses()
         self._agree()
         jobs = self._plan.jobs(self, self._moved)
         self._moved.clear()
-        if rehearsal or self._overflows() or self._is_to_skip(jobs):
+        self._skipped = not rehearsal and (self._overflows() or self._is_to_skip(jobs))
+        if rehearsal or self._skipped:
             self._plan.let_go(jobs)
             return loss
         with self._without_autocast():
@@ -175,6 +178,11 @@ class Optimizer(torch.optim.Optimizer, Rule):
     def _moved(self) -> set[Tensor]:
         """The parameters that have moved inside backward since the last step."""
         return set() if self._in_backward is None else self._in_backward.moved
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last call of :meth:`step` left everything as it was, since a gradient was not finite."""
+        return bool(vars(unwrap(self)).get("_skipped", False))
 
     def _without_autocast(self) -> ExitStack:
         """The maths has its own dtypes, also where somebody steps inside autocast."""
@@ -205,6 +213,7 @@ class Optimizer(torch.optim.Optimizer, Rule):
             agree(type(self).__name__, self.param_groups, names, self._process_group)
             self._agreed = len(self.param_groups)
 
+    @unwrapped
     def sum_over(self, process_group: Any) -> None:
         """Let sums over all tensors go over a group of processes, each of which has other parameters.
 
@@ -220,22 +229,15 @@ class Optimizer(torch.optim.Optimizer, Rule):
         return [p for group in self.param_groups for p in group["params"]]
 
     def rehearses(self) -> bool:
-        """Whether this is the step that distributed checkpoints fake to have the state made: it must count nothing.
+        """Whether this is the step that distributed checkpoints fake to have the state made: it must count nothing."""
+        return rehearses(self)
 
-        They call it on an optimizer without state, with every lr 0 and every gradient zero.
-        """
-        one_among_others = self._process_group is not None  # who may have gradients where this process has none
-        if self.state or one_among_others or not all(_is_zero(group["lr"]) for group in self.param_groups):
-            return False
-        params = self._all_params()
-        grads = [local(p.grad) for p in params if p.grad is not None]
-        moves = not grads or any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
-        return not anywhere(moves, params)
-
+    @unwrapped
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the optimizer's name and the version of the format."""
         return serial.stamped(super().state_dict(), self)
 
+    @unwrapped
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> serial.IncompatibleKeys:  # type: ignore[override]
         """Load what :meth:`state_dict` gave, or a checkpoint of the same optimizer from timm or torch.
 
@@ -317,9 +319,10 @@ class Optimizer(torch.optim.Optimizer, Rule):
     @property
     def _plan(self) -> Plan:
         """The jobs kept between steps; it is no state, and is made anew after a copy or a load."""
-        plan: Plan | None = self.__dict__.get("_kept_plan")
-        if plan is None:
-            plan = self.__dict__["_kept_plan"] = Plan()
+        kept = vars(unwrap(self))
+        if "_kept_plan" not in kept:
+            kept["_kept_plan"] = Plan()
+        plan: Plan = kept["_kept_plan"]
         return plan
 
     def _check_mode(self) -> None:
@@ -421,6 +424,21 @@ def _defaults_of(kind: Any) -> Mapping[str, Any]:
     """The options of a rule that nobody was told anything about."""
     defaults: dict[str, Any] = kind([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).defaults
     return defaults
+
+
+def rehearses(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of any optimizer is the one that distributed checkpoints fake to have its state made.
+
+    They call it on an optimizer without state, with every lr 0 and every gradient zero.
+    """
+    one_among_others = getattr(optimizer, "_process_group", None)  # who may have gradients where this process has none
+    groups = optimizer.param_groups
+    if optimizer.state or one_among_others is not None or not all(_is_zero(group.get("lr")) for group in groups):
+        return False
+    params = [p for group in groups for p in group["params"]]
+    grads = [local(p.grad) for p in params if p.grad is not None]
+    moves = not grads or any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
+    return not anywhere(moves, params)
 
 
 def _is_zero(lr: Any) -> bool:

@@ -215,7 +215,7 @@ def _check_betas(kind: str, name: str, value: Any, default: Any) -> None:
     except TypeError:
         raise ValueError(f"{kind}: {name}={value!r}, expected a tuple of numbers in [0, 1)") from None
     count = len(default) if default is not None else len(betas)
-    if len(betas) != count or not betas:
+    if len(betas) != count:
         raise ValueError(f"{kind}: {name}={value!r} has {len(betas)} values, expected {count}")
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor):

@@ -81,12 +81,14 @@ class Adafactor(Optimizer):
 
     Args:
         params: parameters or groups of parameters.
-        lr: learning rate, ≥ 0; None: the relative step above.
+        lr: learning rate, ≥ 0; None: the relative step above, which no lr scheduler can multiply: LambdaLR and others
+            raise torch's TypeError.
         eps: added to squared gradients, ≥ 0.
         eps_scale: least scale of a parameter, ≥ 0; acts with lr=None and ``scale_parameter``.
         clip_threshold: the root mean square that updates are brought down to, > 0.
         decay_rate: exponent of t in 1 − β₂ₜ, < 0.
-        betas: the first is the decay rate of the average of updates, the rest are ignored; None: no average.
+        betas: the first is the decay rate of the average of updates, the rest are ignored; None: no average, and () in
+            the groups. A schedule that cycles momentum (OneCycleLR, CyclicLR) switches it on.
         weight_decay: decoupled decay, in units of lrₜ, ≥ 0.
         scale_parameter: multiply the relative step by the parameter's scale; acts with lr=None.
         warmup_init: relative steps start at 1e-6·t; acts with lr=None.
@@ -138,6 +140,16 @@ class Adafactor(Optimizer):
         shape = dict(warmup_init=warmup_init, min_dim_size_to_factor=min_dim_size_to_factor)
         super().__init__(params, {**step, **scale, **shape}, **common)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; betas of None are () in it."""
+        super().add_param_group(param_group)
+        _let_betas_cycle(self.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            _let_betas_cycle(group)
+
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:
         n, least_size = p.shape, h.min_dim_size_to_factor
@@ -150,7 +162,7 @@ class Adafactor(Optimizer):
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         slots = factored_slots(Adafactor.traits(h, p)["factored"])
-        return {"exp_avg": signed(), **slots} if h.betas is not None else slots
+        return {"exp_avg": signed(), **slots} if h.betas else slots
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
@@ -189,3 +201,8 @@ class Adafactor(Optimizer):
         if isinstance(amount, Tensor) or amount != 0:
             p.mul_(1 - amount)
         add_scaled(p, u, -1.0)
+
+
+def _let_betas_cycle(group: dict[str, Any]) -> None:
+    """A schedule that cycles momentum writes (beta, *betas[1:]), and so begins to average where there was no average."""
+    group["betas"] = group["betas"] or ()

@@ -15,6 +15,7 @@ from descend.engine.known import Known, State
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import has_stages
+from descend.engine.unwrapped import unwrapped
 from descend.optimizers.adam import bias_correction
 from descend.optimizers.routed import MatrixRule, as_matrices, check_whole, from_matrices, matrices_shape
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
@@ -195,6 +196,7 @@ class Muon(_Orthogonal):
         o = o / root(s.exp_avg_sq, 1.0, k.eps)
         return o / (k.norm(o) + k.eps)
 
+    @unwrapped
     def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
         name = super().rule_name(param, group)
         return "AdaMuon" if name == "Muon" and {**self.defaults, **group}["algo"] == "adamuon" else name
