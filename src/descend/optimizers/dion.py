@@ -51,8 +51,8 @@ class Dion(Routed):
         seed: of the random start; it depends on it, the shape and the element, and on nothing else.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)

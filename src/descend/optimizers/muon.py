@@ -89,8 +89,8 @@ class Muon(_Orthogonal):
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a hidden matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a hidden matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)
@@ -223,8 +223,8 @@ class NorMuon(_Orthogonal):
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a hidden matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a hidden matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)

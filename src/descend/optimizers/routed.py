@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatch
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.sharding.layout import processes
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import take
 from descend.optimizers.adam import AdamW, NAdamW
@@ -35,7 +38,7 @@ class Routed(Optimizer):
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
-        require_matrices(
+        expect_matrices(
             self,
             "use_fallback=True in the groups if that is meant, or AdamW",
             lambda h, p: h.use_fallback or getattr(h, "use_muon", None) is not None or self.is_matrix(h, p),
@@ -99,15 +102,29 @@ class Routed(Optimizer):
         return "NAdamW" if getattr(h, "nesterov", False) else "AdamW"
 
 
-def require_matrices(optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool]) -> None:
-    """Raise ValueError if a rule for matrices got parameters, and `served` holds for none of them."""
-    rows = [(SimpleNamespace(**group), p) for group in optimizer.param_groups for p in group["params"]]
+def expect_matrices(
+    optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool], strict: bool = False
+) -> None:
+    """Warn if a rule for matrices got parameters, and `served` holds for none of them.
+
+    Args:
+        optimizer: with its groups.
+        instead: what to use if that is meant.
+        served: whether the rule is for a parameter under the options of its group.
+        strict: raise ValueError instead, unless there are several processes, one of which may have no matrix.
+    """
+    rows = [
+        (SimpleNamespace(**group), p) for group in optimizer.param_groups for p in group["params"] if not is_lazy(p)
+    ]
     if rows and not any(served(h, p) or p.is_complex() for h, p in rows):
         shapes = ", ".join(str(tuple(p.shape)) for _, p in rows[:3])
-        raise ValueError(
+        message = (
             f"{type(optimizer).__name__}: none of the {len(rows)} parameters (of shapes {shapes}"
             f"{', ...' if len(rows) > 3 else ''}) is a hidden matrix; pass the model's matrices too, or use {instead}"
         )
+        if strict and processes() == 1:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=4)
 
 
 def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
