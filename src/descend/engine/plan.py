@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from descend.engine.counters import Counters
 from descend.engine.job import Job
 from descend.engine.offload import is_far, on_host
+from descend.engine.options import moves
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
 from descend.engine.storage import rest
@@ -39,6 +41,7 @@ class Plan:
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
         self._places = places
+        self._checked: list[Tensor] = []
         self._homeless: list[tuple[Any, Job]] = []
 
     @property
@@ -49,11 +52,9 @@ class Plan:
     def jobs(self, optimizer: Optimizer) -> list[Job]:
         """One job a parameter with a gradient; everything that can be wrong is found before any state is made."""
         moved = optimizer._in_backward or ()
-        found = [
-            (i, j, p, g)
-            for i, j, p in self._params(optimizer)
-            if (g := p.grad) is not None or (awaited(p) and p not in moved)
-        ]
+        placed = list(self._params(optimizer))
+        self._check(optimizer, placed)
+        found = [(i, j, p, g) for i, j, p in placed if (g := p.grad) is not None or (awaited(p) and p not in moved)]
         for index, position, _, g in found:
             if g is not None and g.layout is not torch.strided:
                 raise RuntimeError(
@@ -95,6 +96,14 @@ class Plan:
             self._states = self._held(optimizer)
         return jobs
 
+    def _check(self, optimizer: Optimizer, placed: list[tuple[int, int, Tensor]]) -> None:
+        """Check the parameters again where some are not those of the last step: wrappers exchange them."""
+        now = [p for _, _, p in placed]
+        if not (len(now) == len(self._checked) and all(map(operator.is_, now, self._checked))):
+            for index, position, _ in placed:
+                optimizer.check_parameter(index, position)
+            self._checked = [p for p in now if not is_lazy(p)]
+
     def _params(self, optimizer: Optimizer) -> Iterator[tuple[int, int, Tensor]]:
         """Group, position and parameter of all that the plan is about."""
         if self._places is not None:
@@ -132,7 +141,8 @@ class Plan:
     def _group(self, optimizer: Optimizer, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = optimizer.param_groups[index]
         r = Resolved(optimizer, group)
-        key = (*r.flags.items(), r.decay, *r.numbers, *optimizer.slots(r.h, group["params"][0]))
+        first = next(p for p in group["params"] if moves(p))
+        key = (*r.flags.items(), r.decay, *r.numbers, *optimizer.slots(r.h, first))
         before, kept = self._groups.get(index, (None, {}))
         if before != key:
             kept = {}
@@ -142,19 +152,19 @@ class Plan:
 
 def trial_jobs(optimizer: Optimizer) -> list[Job]:
     """A job for every parameter, as a step with all gradients would have it, without touching any state."""
-    jobs = []
-    for group in optimizer.param_groups:
-        r = Resolved(optimizer, group)
-        for p in group["params"]:
-            if p.requires_grad:
-                job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
-                job.grad = torch.empty_like(local(p), device="meta")
-                if r.group["capturable"]:
-                    tell_on_device(job, r)
-                else:
-                    tell(job, r, 1.0)
-                jobs.append(job)
-    return jobs
+    resolved = [Resolved(optimizer, group) for group in optimizer.param_groups]
+    return [trial_job(p, r) for r in resolved for p in r.group["params"] if p.requires_grad]
+
+
+def trial_job(p: Tensor, r: Resolved) -> Job:
+    """A parameter's job at its first step, without any memory."""
+    job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
+    job.grad = torch.empty_like(local(p), device="meta")
+    if r.group["capturable"]:
+        tell_on_device(job, r)
+    else:
+        tell(job, r, 1.0)
+    return job
 
 
 def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like: Tensor | None = None) -> Job:
@@ -218,5 +228,5 @@ def tell_on_device(job: Job, r: Resolved) -> None:
 
 
 def _name(optimizer: Optimizer, index: int, position: int) -> str:
-    names = optimizer.param_groups[index].get("param_names")
-    return repr(names[position]) if names else f"{position} of group {index}"
+    names = optimizer.param_groups[index].get("param_names") or ()
+    return repr(names[position]) if position < len(names) else f"{position} of group {index}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from descend.engine.options import plain
 from descend.engine.text import decay_scalars
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Resolved:
     def _sort(self, optimizer: Optimizer) -> None:
         group, structural = self.group, self.rule.structural
         for name in (*optimizer.defaults, "max_lr_snapshot"):
-            value = group.get(name)
+            value = plain(group.get(name))
             if value is None or isinstance(value, (bool, str)) or name in structural:
                 self.flags[name] = value
             elif name.startswith("betas"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.offload import is_far, on_host
+from descend.engine.options import plain_group
 from descend.engine.sharding.layout import Layout, fresh, full, layout_of, local
 from descend.engine.slots import Slot
 from descend.engine.storage import MASTERS_STATE, packed, rest, rests_alike, unpacked
@@ -28,8 +29,9 @@ _FOREIGN_KEYS = frozenset(("RMS", "hessian step", "exp_avg_lr_2"))
 
 
 def stamped(state_dict: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The state_dict with the optimizer's name and the version of the format."""
-    return {**state_dict, _FORMAT_KEY: FORMAT, _NAME_KEY: kind}
+    """The state_dict with the optimizer's name and the version of the format, and numbers as Python's own."""
+    groups = [plain_group(group) for group in state_dict["param_groups"]]
+    return {**state_dict, "param_groups": groups, _FORMAT_KEY: FORMAT, _NAME_KEY: kind}
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -44,7 +46,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         raise ValueError(f"{kind}: state_dict has format {given[_FORMAT_KEY]}, this version reads up to {FORMAT}")
     if given.get(_NAME_KEY, kind) != kind:
         raise ValueError(f"{kind}: state_dict is one of {given[_NAME_KEY]}, expected one of {kind}")
-    saved_groups = copy.deepcopy(given["param_groups"])
+    saved_groups = [copy.deepcopy(group) for group in given["param_groups"]]  # no group shares a tensor with another
     _check_groups(optimizer, saved_groups)
     state: dict[Tensor, dict[str, Any]] = {}
     matched = set()

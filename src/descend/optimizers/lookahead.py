@@ -9,6 +9,7 @@ import torch
 
 from descend.engine import serial
 from descend.engine.exact import read, write
+from descend.engine.options import plain
 from descend.engine.slots import state_dtype
 
 SLOW = "lookahead_slow_buff"
@@ -52,6 +53,7 @@ class Lookahead(torch.optim.Optimizer):
             raise TypeError(
                 f"Lookahead: base_optimizer is a {type(base_optimizer).__name__}, expected a torch.optim.Optimizer"
             )
+        alpha, k = plain(alpha), plain(k)
         if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0):
             raise ValueError(f"Lookahead: alpha={alpha!r}, expected a number in [0, 1]")
         if not (isinstance(k, int) and k >= 1):

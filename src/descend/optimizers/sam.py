@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.exact import restored
+from descend.engine.options import plain
 from descend.engine.plan import awaited
 from descend.engine.sharding.collectives import norm_of
 from descend.engine.sharding.layout import layout_of, local
@@ -82,7 +83,7 @@ class SAM(torch.optim.Optimizer):
         if not isinstance(base_optimizer, torch.optim.Optimizer):
             kind = type(base_optimizer).__name__
             raise TypeError(f"SAM: base_optimizer is a {kind}, expected a torch.optim.Optimizer")
-        own = {"sam_rho": rho, "sam_adaptive": adaptive}
+        own = {"sam_rho": plain(rho), "sam_adaptive": plain(adaptive)}
         for group in base_optimizer.param_groups:
             _check({**own, **group})
         super().__init__(base_optimizer.param_groups, {**base_optimizer.defaults, **own})
@@ -250,7 +251,7 @@ class SAM(torch.optim.Optimizer):
 
 
 def _check(group: Mapping[str, Any]) -> None:
-    rho, adaptive = (group[name] for name in _OPTIONS)
+    rho, adaptive = (plain(group[name]) for name in _OPTIONS)
     if not (isinstance(rho, (int, float)) and 0 <= rho < math.inf):
         raise ValueError(f"SAM: rho={rho!r}, expected a finite number >= 0")
     if not isinstance(adaptive, bool):
