@@ -35,7 +35,7 @@ class Dion(Routed):
     transposed. Everything that is not a matrix goes to AdamW.
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         mu: the share of the step's directions that the momentum keeps, in [0, 1].
         betas: decay rates of AdamW's averages, each in [0, 1).

@@ -63,7 +63,7 @@ class Muon(_Orthogonal):
     square 0.2 under "match_rms_adamw"; elsewhere V is debiased and s is √(m/n), n^(−½) ("rsqrt_in") or 1.
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
         momentum: decay rate of the average, in [0, 1].
@@ -201,7 +201,7 @@ class NorMuon(_Orthogonal):
         W ← W − lr·weight_decay·W − lr·s·Ô
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
         momentum: decay rate of the average, in [0, 1].

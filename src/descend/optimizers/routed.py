@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from fnmatch import fnmatch
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from descend.engine.known import Known, State
@@ -181,53 +180,3 @@ def fall_back(p: Tensor, g: Tensor, s: State, k: Known) -> None:
     scaled = dict(lr=lr, gain=k.debias1, step_size=lr * k.debias1, decay_amount=decay, decay_factor=1 - decay)
     rule = NAdamW if getattr(k, "nesterov", False) else AdamW
     rule.move(p, g, s, k.but(**scaled, amsgrad=False, clipping_threshold=None))
-
-
-def muon_param_groups(
-    model: nn.Module, *, weight_decay: float | None = None, head: str | Collection[str] | None = None
-) -> list[dict[str, Any]]:
-    """Groups for Muon and its kin: hidden matrices, and with ``use_fallback=True`` what AdamW moves better.
-
-    Embeddings, the head, normalisation layers, biases and all vectors fall back.
-
-    Args:
-        model: whose parameters to group; frozen ones are left out.
-        weight_decay: of matrices and embeddings; vectors then get 0. None: leave it to the optimizer.
-        head: wildcard patterns of the output layer's parameter names. None: the layer that the model's
-            ``get_classifier()`` returns, else its last linear layer.
-
-    Returns:
-        Groups with names, ready for an optimizer.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-        >>> [(group["use_fallback"], len(group["params"])) for group in muon_param_groups(model)]
-        [(False, 1), (True, 3)]
-    """
-    falls_back = _head(model, head)
-    for module in model.modules():
-        norm = any("Norm" in base.__name__ for base in type(module).__mro__)
-        if norm or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            falls_back.update(module.parameters(recurse=False))
-    groups: dict[tuple[bool, float | None], list[tuple[str, nn.Parameter]]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            vector = p.dim() < 2 or name.endswith("bias")
-            decay = 0.0 if vector and weight_decay is not None else weight_decay
-            groups.setdefault((vector or p in falls_back, decay), []).append((name, p))
-    return [
-        {"params": params, "use_fallback": fallback, **({} if decay is None else {"weight_decay": decay})}
-        for (fallback, decay), params in groups.items()
-    ]
-
-
-def _head(model: nn.Module, head: str | Collection[str] | None) -> set[nn.Parameter]:
-    if head is not None:
-        patterns = [head] if isinstance(head, str) else list(head)
-        return {p for name, p in model.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
-    find = getattr(model, "get_classifier", None)
-    layer = find() if callable(find) else None
-    if layer is None:
-        layer = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
-    layers = layer if isinstance(layer, (tuple, list)) else [layer]
-    return {p for module in layers if isinstance(module, nn.Module) for p in module.parameters()}
