@@ -208,8 +208,6 @@ class Optimizer(torch.optim.Optimizer):
         options.check_parameter(kind, name, p)
         if not options.moves(p):
             return
-        if group["fused"]:
-            fused.check(kind, name, p)
         try:
             _, rests = rest(self.slots(h, p), h, p)
             check_layout(p, rests.length, rests.random, self.needs_whole(h))
