@@ -10,7 +10,12 @@ from descend.catalogue.factory import (
     optimizer_kwargs,
     state_bytes_per_parameter,
 )
-from descend.catalogue.groups import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
+from descend.catalogue.groups import (
+    auto_group_layers,
+    muon_param_groups,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from descend.catalogue.info import OptimInfo, Paper
 from descend.catalogue.mixed import Mixed
 from descend.catalogue.registry import OptimizerRegistry
@@ -30,6 +35,7 @@ __all__ = [
     "get_optimizer_class",
     "get_optimizer_info",
     "list_optimizers",
+    "muon_param_groups",
     "optimizer_kwargs",
     "param_groups_layer_decay",
     "param_groups_table",

@@ -5,27 +5,30 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
+from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
 from descend.engine import executors, options, serial
 from descend.engine.backward_hooks import BackwardHooks
 from descend.engine.executors import fused
+from descend.engine.executors.profile import profile
 from descend.engine.job import Job
 from descend.engine.options import COMMON_DEFAULTS, Common
-from descend.engine.plan import Plan
+from descend.engine.plan import Plan, trial_job
 from descend.engine.resolved import Resolved
 from descend.engine.rule import Decay, Reach, Rule
 from descend.engine.sharding.agreement import agree
 from descend.engine.sharding.collectives import anywhere
-from descend.engine.sharding.layout import check_layout, fresh, layout_of, local
+from descend.engine.sharding.layout import check_layout, fresh, is_flat, layout_of, local, processes
 from descend.engine.slots import Slot
 from descend.engine.storage import rest
 from descend.engine.unwrapped import Unwrappable, unwrap, unwrapped
@@ -56,13 +59,18 @@ class Optimizer(Unwrappable, Rule):
     #: Over which processes sums over all tensors go besides, and how many groups these are known to agree about.
     _process_group: Any = None
     _agreed: int = 0
+    #: How many dimensions the parameters of each group had when it was built, by the parameter's id.
+    _dims_when_built: tuple[dict[int, int], ...] = ()
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Unpack[Common]) -> None:
         kind = type(self).__name__
+        options.reject_module(kind, params)
         options.reject_unknown(kind, common, (*defaults, *COMMON_DEFAULTS))
-        merged = {**COMMON_DEFAULTS, **common, **defaults}
+        merged = {name: options.plain(v) for name, v in {**COMMON_DEFAULTS, **common, **defaults}.items()}
         self._check(merged, merged)
         super().__init__(params, merged)
+        self.defaults = {name: v.clone() if isinstance(v, Tensor) else v for name, v in merged.items()}
+        self._check_trains()
         if isinstance(self.defaults["state_dtype"], Mapping):
             self._check_state_names(self.defaults["state_dtype"], self.param_groups)
 
@@ -73,49 +81,112 @@ class Optimizer(Unwrappable, Rule):
         kind = type(self).__name__
         if not isinstance(param_group, dict):
             raise TypeError(f"{kind}: a parameter group must be a dict, got {type(param_group).__name__}")
-        options.reject_misspelt(kind, param_group, self.option_names(param_group))
-        merged = {**self.defaults, **param_group}
+        options.check_params(kind, param_group)
+        names = list(self.option_names(param_group))
+        options.reject_misspelt(kind, param_group, names)
+        group = {name: options.plain(v) if name in names else v for name, v in param_group.items()}
+        merged = {**self.defaults, **group}
         self._check(merged, self.defaults)
-        group = dict(param_group)
-        params = group.get("params", [])
+        params = group["params"]
         group["params"] = [params] if isinstance(params, Tensor) else list(params)
         for i, entry in enumerate(group["params"]):
             name, p = entry if isinstance(entry, tuple) else (str(i), entry)
             options.check_parameter(kind, name, p)
-            if merged.get("fused") and isinstance(p, Tensor):
+            if merged.get("fused") and isinstance(p, Tensor) and options.moves(p):
                 fused.check(kind, name, p)
         self._name_like_the_others(group)
         group |= self._reference_lr(merged)
         super().add_param_group(group)
+        self._own_tensors(self.param_groups[-1])
         try:
-            self._check_state(self.param_groups[-1])
+            for position in range(len(group["params"])):
+                self.check_parameter(len(self.param_groups) - 1, position)
             if isinstance(param_group.get("state_dtype"), Mapping):
                 self._check_state_names(param_group["state_dtype"], self.param_groups[-1:])
         except ValueError:
             self.param_groups.pop()
             raise
+        built = {id(p): 1 if is_lazy(p) else p.dim() for p in group["params"]}
+        self._dims_when_built = (*self._dims_when_built, built)
 
     def _reference_lr(self, group: Mapping[str, Any]) -> dict[str, float]:
         """What corrected weight decay refers to, where a group has this option and no reference yet."""
         needs = group.get("corrected_weight_decay") and "max_lr_snapshot" not in group
         return {"max_lr_snapshot": float(self.defaults["lr"])} if needs else {}
 
-    def _check_state(self, group: dict[str, Any]) -> None:
-        """Raise for a parameter that cannot have its state as the group asks for it, or where it lies."""
-        resolved, names = self.resolve(group), group.get("param_names")
+    def _own_tensors(self, group: dict[str, Any]) -> None:
+        """Options that are tensors are each group's own: schedulers write into them."""
+        others = (*self.param_groups[:-1], self.defaults) if len(self.param_groups) > 1 else ()
+        taken = {id(v) for other in others for v in other.values() if isinstance(v, Tensor)}
+        group.update({name: v.clone() for name, v in group.items() if isinstance(v, Tensor) and id(v) in taken})
+
+    def _check_trains(self) -> None:
+        """Raise where there is no parameter at all, and warn where none takes gradients as yet."""
+        params = self._all_params()
+        if not params and processes() == 1:  # among several, each may have some of the parameters, and one none
+            raise ValueError(
+                f"{type(self).__name__}: optimizer got an empty parameter list: none of its "
+                f"{len(self.param_groups)} groups has a parameter"
+            )
+        if params and all(isinstance(p, nn.Parameter) and not p.requires_grad for p in params):
+            warnings.warn(
+                f"{type(self).__name__}: all {len(params)} parameters are frozen (requires_grad=False), so nothing moves "
+                "until some are not",
+                stacklevel=4,
+            )
+
+    def check_parameter(self, index: int, position: int) -> None:
+        """Raise for a parameter that cannot be moved, or cannot have its state as its group asks for it.
+
+        It is called when a group is built, and by a step that finds other parameters than the last one did.
+
+        Args:
+            index: of the group.
+            position: in the group.
+
+        Raises:
+            ValueError: naming the parameter.
+        """
+        group, kind = self.param_groups[index], type(self).__name__
+        p, names = group["params"][position], group.get("param_names")
+        name = names[position] if names and position < len(names) else str(position)
+        options.check_parameter(kind, name, p)
+        if not options.moves(p):
+            return
+        try:
+            r = self.resolve_for(p, group)
+            _check_rests(r, p)
+            if self._is_flattened(index, p) and _sees_shapes(r, p):
+                raise ValueError(
+                    "it is a flat piece of parameters (FSDP1's FlatParameter, DeepSpeed's ZeRO), which have lost their "
+                    "shapes, and this rule or its options need whole tensors; use torch.distributed.fsdp.fully_shard"
+                )
+        except ValueError as error:
+            raise ValueError(f"{kind}: parameter {name}: {error}") from None
+
+    def check_state(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for a parameter that cannot have its state as the group asks for it, or where it lies."""
+        resolved, names = self.resolve(group), group.get("param_names") or ()
         for i, p in enumerate(group["params"]):
-            r = resolved.of(p)
             try:
-                _, rests = rest(r.rule.slots(r.h, p), r.h, p)
-                check_layout(p, rests.length, rests.random, r.rule.needs_whole(r.h))
-                if r.h.offload_state and layout_of(p) is not None:
-                    raise ValueError("offload_state=True is for whole parameters; use fully_shard's CPUOffloadPolicy()")
+                if options.moves(p):
+                    _check_rests(resolved.of(p), p)
             except ValueError as error:
-                raise ValueError(f"{type(self).__name__}: parameter {names[i] if names else i}: {error}") from None
+                name = names[i] if i < len(names) else i
+                raise ValueError(f"{type(self).__name__}: parameter {name}: {error}") from None
+
+    def _is_flattened(self, index: int, p: Tensor) -> bool:
+        """Whether p is a flat piece, by what it says or because it alone has taken the place of a group's matrices."""
+        if is_flat(p):
+            return True
+        built = self._dims_when_built[index] if index < len(self._dims_when_built) else {}
+        alone = len(self.param_groups[index]["params"]) == 1 and p.dim() == 1 and id(p) not in built
+        return alone and max(built.values(), default=0) > 1
 
     def _check_state_names(self, chosen: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
         """Raise for a storage of a state that none of the parameters has."""
-        known = {name for group in groups for p in group["params"] for name in self.slots_of(p, group)}
+        moved = [(p, group) for group in groups for p in group["params"] if options.moves(p)]
+        known = {name for p, group in moved for name in self.slots_of(p, group)}
         for name in chosen:
             if known and name not in known:
                 raise ValueError(
@@ -128,6 +199,13 @@ class Optimizer(Unwrappable, Rule):
         if named and "param_names" not in group and all(isinstance(entry, Tensor) for entry in group["params"]):
             index = len(self.param_groups)
             group["param_names"] = [f"group{index}.{i}" for i in range(len(group["params"]))]
+
+    def _name_what_was_appended(self) -> None:
+        """Name parameters that were put into a group's list by hand, where the group has names."""
+        for index, group in enumerate(self.param_groups):
+            names, count = group.get("param_names"), len(group["params"])
+            if names is not None and len(names) < count:
+                group["param_names"] = [*names, *(f"group{index}.{i}" for i in range(len(names), count))]
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -235,6 +313,7 @@ class Optimizer(Unwrappable, Rule):
     @unwrapped
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the optimizer's name and the version of the format."""
+        self._name_what_was_appended()
         return serial.stamped(super().state_dict(), self)
 
     @unwrapped
@@ -257,6 +336,7 @@ class Optimizer(Unwrappable, Rule):
         Raises:
             ValueError: if the groups, the names of parameters or state, shapes or options are not this optimizer's.
         """
+        self._name_what_was_appended()
         return serial.load(self, state_dict, strict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -268,6 +348,8 @@ class Optimizer(Unwrappable, Rule):
 
     def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
         """Bytes of state that this optimizer keeps for one parameter, or for its piece, without making any."""
+        if not options.moves(param):
+            return 0
         r = self.resolve_for(param, group or {})
         slots, _ = rest(r.rule.slots(r.h, param), r.h, param)
         meta = torch.empty_like(local(param), device="meta")
@@ -385,7 +467,7 @@ class Optimizer(Unwrappable, Rule):
     def name_of(self, index: int, position: int) -> str:
         """A parameter's name, for messages."""
         names = self.param_groups[index].get("param_names")
-        return repr(names[position]) if names else f"{position} of group {index}"
+        return repr(names[position]) if names and position < len(names) else f"{position} of group {index}"
 
     @torch.no_grad()
     def _step_alone(self, plan: Plan) -> None:
@@ -439,6 +521,20 @@ def rehearses(optimizer: torch.optim.Optimizer) -> bool:
     grads = [local(p.grad) for p in params if p.grad is not None]
     moves = not grads or any(bool(torch.any(g)) for g in grads if g.layout == torch.strided)
     return not anywhere(moves, params)
+
+
+def _check_rests(r: Resolved, p: Tensor) -> None:
+    _, rests = rest(r.rule.slots(r.h, p), r.h, p)
+    check_layout(p, rests.length, rests.random, r.rule.needs_whole(r.h))
+    if r.h.offload_state and layout_of(p) is not None:
+        raise ValueError("offload_state=True is for whole parameters; use fully_shard's CPUOffloadPolicy()")
+
+
+def _sees_shapes(r: Resolved, p: Tensor) -> bool:
+    """Whether a step of this parameter depends on more than one element at a time."""
+    if r.rule.reach in ("rows", "matrix") or r.h.centralize_grad or r.h.skip_nonfinite:
+        return True
+    return bool(profile(r.rule, trial_job(p, r)).rounds)
 
 
 def _is_zero(lr: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from descend.engine.counters import Counters, as_counter, new_counters
 from descend.engine.job import Job
 from descend.engine.offload import is_far, on_host
+from descend.engine.options import moves
 from descend.engine.placing import placed
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
@@ -32,6 +33,9 @@ class Owner(Protocol):
     def name_of(self, index: int, position: int) -> str:
         """A parameter's name, for messages."""
 
+    def check_parameter(self, index: int, position: int) -> None:
+        """Raise ValueError for a parameter that cannot be moved, or cannot have its state as its group asks for it."""
+
 
 class Plan:
     """Which parameters a step moves, with their state at hand.
@@ -50,6 +54,7 @@ class Plan:
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
         self._places = places
+        self._checked: list[Tensor] = []
         self._homeless: list[tuple[Any, Job]] = []
 
     @property
@@ -78,6 +83,9 @@ class Plan:
                 resolved[index] = self._group(owner, index)
             job = resolved[index][1].get(position)
             current.append(job if job is not None and job.is_current(p) else None)
+        for (index, position, _, _), job in zip(found, current, strict=True):
+            if job is None:
+                owner.check_parameter(index, position)
         if None in current:
             self._begin_counting(owner, [one for one, job in zip(found, current, strict=True) if job is None])
         on_host: list[tuple[Job, Resolved]] = []
@@ -173,7 +181,7 @@ class Plan:
     def _group(self, owner: Owner, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = owner.param_groups[index]
         r = owner.resolve(group)
-        key = r.key(group["params"][0])
+        key = r.key(next(p for p in group["params"] if moves(p)))
         before, kept = self._groups.get(index, (None, {}))
         if before != key:
             kept = {}
@@ -183,20 +191,19 @@ class Plan:
 
 def trial_jobs(owner: Owner) -> list[Job]:
     """A job for every parameter, as a step with all gradients would have it, without touching any state."""
-    jobs = []
-    for group in owner.param_groups:
-        r = owner.resolve(group)
-        for p in group["params"]:
-            if p.requires_grad:
-                mine = r.of(p)
-                job = new_job(p, mine, {}, like=torch.empty_like(local(p), device="meta"))
-                job.grad = torch.empty_like(local(p), device="meta")
-                if mine.group["capturable"]:
-                    tell_on_device(job, mine)
-                else:
-                    tell(job, mine, 1.0)
-                jobs.append(job)
-    return jobs
+    resolved = [owner.resolve(group) for group in owner.param_groups]
+    return [trial_job(p, r.of(p)) for r in resolved for p in r.group["params"] if p.requires_grad]
+
+
+def trial_job(p: Tensor, r: Resolved) -> Job:
+    """A parameter's job at its first step, without any memory."""
+    job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
+    job.grad = torch.empty_like(local(p), device="meta")
+    if r.group["capturable"]:
+        tell_on_device(job, r)
+    else:
+        tell(job, r, 1.0)
+    return job
 
 
 def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like: Tensor | None = None) -> Job:

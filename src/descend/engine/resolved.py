@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from descend.engine.options import plain
 from descend.engine.rule import Rule
 from descend.engine.text import decay_scalars
 
@@ -62,7 +63,7 @@ class Resolved:
     def _sort(self, names: Iterable[str], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         group, structural = self.group, self.rule.structural
         for name in (*names, "max_lr_snapshot"):
-            value = group.get(name)
+            value = plain(group.get(name))
             if value is None or isinstance(value, (bool, str)) or name in structural:
                 self.flags[name] = value
             elif name.startswith("betas"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.counters import new_counters
-from descend.engine.options import EXECUTION_DEFAULTS
+from descend.engine.options import EXECUTION_DEFAULTS, plain_group
 from descend.engine.placing import placed
 from descend.engine.plan import Owner
 from descend.engine.resolved import Resolved
@@ -41,7 +41,8 @@ class Loads(Owner, Protocol):
 
     def _reference_lr(self, group: Mapping[str, Any]) -> dict[str, float]: ...
 
-    def _check_state(self, group: dict[str, Any]) -> None: ...
+    def check_state(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for a parameter that cannot have its state as the group asks for it."""
 
     def __setstate__(self, state: dict[str, Any]) -> None: ...
 
@@ -91,7 +92,8 @@ class _Match:
 
 def stamped(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The state_dict with the optimizer's name, the version of the format, and what others keep in the state."""
-    saved = {**state_dict, _FORMAT_KEY: FORMAT, _NAME_KEY: _names_of(type(optimizer))[-1]}
+    groups = [plain_group(group) for group in state_dict["param_groups"]]
+    saved = {**state_dict, "param_groups": groups, _FORMAT_KEY: FORMAT, _NAME_KEY: _names_of(type(optimizer))[-1]}
     resolve = getattr(optimizer, "resolve", None)
     if resolve is not None:
         found = ((resolve(group), group["params"]) for group in optimizer.param_groups)
@@ -312,7 +314,7 @@ def _states(
     unknown: list[str] = []
     for group, i in zip(groups, match.groups, strict=True):
         with _told_of(i):
-            optimizer._check_state(group)
+            optimizer.check_state(group)
         for p in group["params"]:
             source = match.sources.get(p)
             if source is None and p in optimizer.state:

@@ -24,6 +24,10 @@ Parts = tuple[Tensor, ...]
 LEAST_BLOCK = 16
 MOST_BLOCK = 256
 BITS = {"int8": 8, "int4": 4}
+#: Dtypes of state by their names.
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
 # The reciprocal of what is smaller would be infinite.
 _LEAST_SCALE = 1e-37
 
@@ -448,7 +452,8 @@ def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot],
     resting: dict[str, Slot] = {}
     blocks: list[tuple[str, Blocks]] = []
     for name, slot in slots.items():
-        dtype = wanted.get(name)
+        named = wanted.get(name)
+        dtype: Any = DTYPES.get(named, named) if isinstance(named, str) else named
         if dtype in BITS:
             averages = slot.kind in ("signed", "positive") and slot.like_parameter
             if chosen and not averages:

@@ -36,7 +36,7 @@ class Dion(MatrixRule):
     transposed. Everything that is not a matrix goes to AdamW.
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         mu: the share of the step's directions that the momentum keeps, in [0, 1].
         betas: decay rates of AdamW's averages, each in [0, 1).
@@ -54,8 +54,8 @@ class Dion(MatrixRule):
         seed: of the random start; it depends on it, the shape and the element, and on nothing else.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from descend.engine.exact import read, write
 from descend.engine.optimizer import Optimizer, rehearses
+from descend.engine.options import plain
 from descend.engine.sharding.layout import fresh, full, layout_of, local
 from descend.engine.slots import position, state_dtype
 from descend.engine.unwrapped import unwrapped
@@ -67,7 +68,7 @@ class Lookahead(Wrapper):
 
     @classmethod
     def _check(cls, group: Mapping[str, Any]) -> None:
-        alpha, k = group["lookahead_alpha"], group["lookahead_k"]
+        alpha, k = plain(group["lookahead_alpha"]), plain(group["lookahead_k"])
         if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0):
             raise ValueError(f"Lookahead: alpha={alpha!r}, expected a number in [0, 1]")
         if not (isinstance(k, int) and k >= 1):

@@ -65,7 +65,7 @@ class Muon(_Orthogonal):
     square 0.2 under "match_rms_adamw"; elsewhere V is debiased and s is √(m/n), n^(−½) ("rsqrt_in") or 1.
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
         momentum: decay rate of the average, in [0, 1].
@@ -94,8 +94,8 @@ class Muon(_Orthogonal):
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a hidden matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a hidden matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)
@@ -213,7 +213,7 @@ class NorMuon(_Orthogonal):
         W ← W − lr·weight_decay·W − lr·s·Ô
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
         momentum: decay rate of the average, in [0, 1].
@@ -238,8 +238,8 @@ class NorMuon(_Orthogonal):
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a hidden matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a hidden matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from fnmatch import fnmatch
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.rule import Rule
+from descend.engine.sharding.layout import processes
 from descend.optimizers.adam import AdamW, NAdamW
 from descend.terms import finite_else
 
@@ -41,7 +43,7 @@ class MatrixRule(Optimizer):
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
-        require_matrices(
+        expect_matrices(
             self,
             "use_fallback=True in the groups if that is meant, or AdamW",
             lambda h, p: h.use_fallback or getattr(h, "use_muon", None) is not None or self.serves(h, p),
@@ -113,15 +115,29 @@ def _is_rule(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
 
 
-def require_matrices(optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool]) -> None:
-    """Raise ValueError if a rule for matrices got parameters, and `served` holds for none of them."""
-    rows = [(SimpleNamespace(**group), p) for group in optimizer.param_groups for p in group["params"]]
+def expect_matrices(
+    optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool], strict: bool = False
+) -> None:
+    """Warn if a rule for matrices got parameters, and `served` holds for none of them.
+
+    Args:
+        optimizer: with its groups.
+        instead: what to use if that is meant.
+        served: whether the rule is for a parameter under the options of its group.
+        strict: raise ValueError instead, unless there are several processes, one of which may have no matrix.
+    """
+    rows = [
+        (SimpleNamespace(**group), p) for group in optimizer.param_groups for p in group["params"] if not is_lazy(p)
+    ]
     if rows and not any(served(h, p) or p.is_complex() for h, p in rows):
         shapes = ", ".join(str(tuple(p.shape)) for _, p in rows[:3])
-        raise ValueError(
+        message = (
             f"{type(optimizer).__name__}: none of the {len(rows)} parameters (of shapes {shapes}"
             f"{', ...' if len(rows) > 3 else ''}) is a hidden matrix; pass the model's matrices too, or use {instead}"
         )
+        if strict and processes() == 1:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=4)
 
 
 def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
@@ -170,53 +186,3 @@ def from_matrices(x: Tensor, k: Known) -> Tensor:
 def is_spatial(k: Any) -> bool:
     """Whether the parameter is a convolution that is taken position by position."""
     return getattr(k, "conv_mode", "flatten") == "batched" and not k.stacked and len(k.shape) > 2
-
-
-def muon_param_groups(
-    model: nn.Module, *, weight_decay: float | None = None, head: str | Collection[str] | None = None
-) -> list[dict[str, Any]]:
-    """Groups for Muon and its kin: hidden matrices, and with ``use_fallback=True`` what AdamW moves better.
-
-    Embeddings, the head, normalisation layers, biases and all vectors fall back.
-
-    Args:
-        model: whose parameters to group; frozen ones are left out.
-        weight_decay: of matrices and embeddings; vectors then get 0. None: leave it to the optimizer.
-        head: wildcard patterns of the output layer's parameter names. None: the layer that the model's
-            ``get_classifier()`` returns, else its last linear layer.
-
-    Returns:
-        Groups with names, ready for an optimizer.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-        >>> [(group["use_fallback"], len(group["params"])) for group in muon_param_groups(model)]
-        [(False, 1), (True, 3)]
-    """
-    falls_back = _head(model, head)
-    for module in model.modules():
-        norm = any("Norm" in base.__name__ for base in type(module).__mro__)
-        if norm or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            falls_back.update(module.parameters(recurse=False))
-    groups: dict[tuple[bool, float | None], list[tuple[str, nn.Parameter]]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            vector = p.dim() < 2 or name.endswith("bias")
-            decay = 0.0 if vector and weight_decay is not None else weight_decay
-            groups.setdefault((vector or p in falls_back, decay), []).append((name, p))
-    return [
-        {"params": params, "use_fallback": fallback, **({} if decay is None else {"weight_decay": decay})}
-        for (fallback, decay), params in groups.items()
-    ]
-
-
-def _head(model: nn.Module, head: str | Collection[str] | None) -> set[nn.Parameter]:
-    if head is not None:
-        patterns = [head] if isinstance(head, str) else list(head)
-        return {p for name, p in model.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
-    find = getattr(model, "get_classifier", None)
-    layer = find() if callable(find) else None
-    if layer is None:
-        layer = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
-    layers = layer if isinstance(layer, (tuple, list)) else [layer]
-    return {p for module in layers if isinstance(module, nn.Module) for p in module.parameters()}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 
+from descend.engine.options import plain
 from descend.engine.plan import awaited
 from descend.engine.sharding.collectives import norm_of
 from descend.engine.sharding.layout import layout_of, local
@@ -107,7 +108,7 @@ class SAM(Wrapper):
     def __init__(self, *args: Any, **options: Any) -> None:
         second = options.get("base_optimizer", args[1] if len(args) > 1 else None)
         base_optimizer, rho, adaptive = (_from_class if callable(second) else _around)(*args, **options)
-        super().__init__(base_optimizer, {"sam_rho": rho, "sam_adaptive": adaptive})
+        super().__init__(base_optimizer, {"sam_rho": plain(rho), "sam_adaptive": plain(adaptive)})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._origins: dict[Tensor, Tensor] = {}
@@ -119,7 +120,7 @@ class SAM(Wrapper):
 
     @classmethod
     def _check(cls, group: Mapping[str, Any]) -> None:
-        rho, adaptive = group["sam_rho"], group["sam_adaptive"]
+        rho, adaptive = plain(group["sam_rho"]), plain(group["sam_adaptive"])
         if not (isinstance(rho, (int, float)) and 0 <= rho < math.inf):
             raise ValueError(f"SAM: rho={rho!r}, expected a finite number >= 0")
         if not isinstance(adaptive, bool):

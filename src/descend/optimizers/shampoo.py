@@ -16,7 +16,7 @@ from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.linear import along, gram, inverse_root
 from descend.optimizers.adam import bias_correction, moments
-from descend.optimizers.routed import check_whole, require_matrices
+from descend.optimizers.routed import check_whole, expect_matrices
 from descend.terms import assign, blend, finite_else, root
 
 Block = tuple[tuple[int, int], ...]
@@ -93,7 +93,7 @@ class Shampoo(Optimizer):
         )
         step = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, {**step, "max_preconditioner_dim": max_preconditioner_dim, **when, **graft}, **common)
-        require_matrices(self, "AdamW", lambda h, p: p.dim() > 1)
+        expect_matrices(self, "AdamW", lambda h, p: p.dim() > 1, strict=True)
 
     @staticmethod
     def check(h: Any) -> None:

@@ -15,7 +15,7 @@ from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, keep_norm, shape_direction
 from descend.linear import along, eigenbasis, gram, power_step, product, rounding, transpose, without_rounding
-from descend.optimizers.routed import check_whole, require_matrices
+from descend.optimizers.routed import check_whole, expect_matrices
 from descend.terms import add_scaled, assign, blend, ema, ema_sq, finite_else, root
 
 
@@ -90,7 +90,9 @@ class SOAP(Optimizer):
         factors = dict(precondition_frequency=precondition_frequency, max_precond_dim=max_precond_dim)
         own = {**adam, **factors, "shampoo_beta": shampoo_beta, "normalize_grads": normalize_grads}
         super().__init__(params, {**own, "precondition_1d": precondition_1d}, **common)
-        require_matrices(self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d)
+        expect_matrices(
+            self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d, strict=True
+        )
 
     @staticmethod
     def check(h: Any) -> None:

@@ -135,7 +135,7 @@ def _missing_compiler(device: str) -> str | None:
         candidates = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
         if not any(shutil.which(candidate) for candidate in candidates if candidate):
             return "C++ compiler: install one (Debian: apt-get install g++, macOS: xcode-select --install)"
-    elif find_spec("triton") is None and device != "mps":
+    elif find_spec("triton") is None and device not in ("mps", "meta"):
         return "Triton: install it (pip install triton)"
     return None
 

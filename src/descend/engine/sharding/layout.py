@@ -182,6 +182,20 @@ def layout_of(p: Tensor) -> Layout | None:
     return Layout(mesh, placements, tuple(p.shape), tuple(offset), tuple(local(p).shape))
 
 
+def is_flat(p: Tensor) -> bool:
+    """Whether p is a flat piece of parameters that FSDP1 or DeepSpeed's ZeRO has cut without regard to their shapes."""
+    if getattr(p, "_is_flat_param", False) or hasattr(p, "ds_id"):
+        return True
+    # FSDP1 with use_orig_params=True: the parameter is a view of this process's piece, and has lost its shape.
+    return getattr(p, "_fsdp_flattened", False) and p.dim() < 2 and processes() > 1
+
+
+def processes() -> int:
+    """The number of processes that train together."""
+    dist = torch.distributed
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def check_layout(p: Tensor, length: int | None, random: bool, needs_whole: str) -> None:
     """Raise ValueError where a parameter lies so that no rule, or not this one, can be carried out.
 
