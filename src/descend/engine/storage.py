@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -75,16 +75,6 @@ class Dice:
 
 def _whole(x: Any) -> Any:
     return x.to(torch.int64) if isinstance(x, Tensor) else int(x)
-
-
-class Storage(Protocol):
-    """A way to rest."""
-
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
-        """The value in the dtype of the maths; a part itself where that is the value."""
-
-    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
-        """The parts that the value becomes, in their dtypes."""
 
 
 @dataclass(frozen=True)
