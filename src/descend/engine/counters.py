@@ -18,7 +18,7 @@ class Counters:
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
         self._pointers: list[int] = []
-        self._values = torch.zeros(0)
+        self._values = torch.zeros(0, device="cpu")
 
     def read(self, jobs: Sequence[Job]) -> list[float]:
         """The steps that these parameters have taken."""
@@ -30,7 +30,7 @@ class Counters:
         return values
 
     def _take(self, states: list[dict[str, Any]]) -> None:
-        values = torch.stack([state["step"] for state in states]) if states else torch.zeros(0)
+        values = torch.stack([state["step"] for state in states]) if states else torch.zeros(0, device="cpu")
         for state, view in zip(states, values.unbind(), strict=True):
             state["step"] = view
         self._values, self._pointers, self._states = values, _pointers(states), states

@@ -166,7 +166,7 @@ def _table(signature: Signature, jobs: Sequence[Job]) -> Tensor:
     filled = [*jobs, *[jobs[0]] * (signature.bundle - len(jobs))]
     if not jobs[0].group["capturable"]:
         rows = [[job.known[name] for name in signature.scalars] for job in filled]
-        return torch.tensor(rows, dtype=torch.float64).to(signature.device, non_blocking=True)
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").to(signature.device, non_blocking=True)
 
     def number(value: Any) -> Tensor:
         if isinstance(value, Tensor):

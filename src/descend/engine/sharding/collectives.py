@@ -81,7 +81,7 @@ def _device(group: Any) -> torch.device:
 
 def total_over(group: Any, partials: Sequence[Tensor] | None) -> tuple[Tensor, ...] | None:
     """Sums over a group whose processes have different parameters; None if nobody has any. One without gives None."""
-    packed = torch.zeros(_MOST + 1, dtype=torch.float64)
+    packed = torch.zeros(_MOST + 1, dtype=torch.float64, device="cpu")
     if partials is not None:
         packed[: len(partials)] = torch.stack([x.double().cpu() for x in partials])
         packed[-1] = 1
@@ -98,5 +98,5 @@ def norm_of(params: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:
         sums.append(Sum(layout, [norm * norm], [layout.crossed(None) if layout else ()]))
     complete(sums)
     if not sums:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     return torch.sqrt(torch.stack([one.values[0].to(sums[0].values[0]) for one in sums]).sum())
