@@ -190,7 +190,16 @@ class Kahan:
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest number, and what is left."""
         nearest = value.to(self.dtype)
-        return nearest, (value - nearest.to(value.dtype)).to(self.dtype)
+        return nearest, (value - _from_bits(nearest)).to(self.dtype)
+
+
+def _from_bits(x: Tensor) -> Tensor:
+    """A number of half precision in float32, made of its bits: compilers leave out conversions down and up again."""
+    bits = x.view(torch.int16).to(torch.int32)
+    if x.dtype == torch.bfloat16:
+        return (bits << 16).view(torch.float32)
+    # Its exponent counts from 15, that of float32 from 127.
+    return ((bits << 13) & -0x70002000).view(torch.float32) * 2.0**112
 
 
 @dataclass(frozen=True)
