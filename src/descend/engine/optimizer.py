@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
 from descend.engine import executors, options, serial
@@ -27,6 +26,7 @@ from descend.engine.sharding.layout import check_layout, fresh, layout_of, local
 from descend.engine.slots import Slot
 from descend.engine.storage import rest
 from descend.engine.text import take
+from descend.engine.torch_private import outside_graphs
 from descend.terms import Quotient
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
@@ -188,7 +188,7 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @_disable_dynamo
+    @outside_graphs
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Move every parameter that has a gradient by one step.
