@@ -20,7 +20,7 @@ from descend.engine.executors import loop
 from descend.engine.executors.kernels import Signature, blank, kernel, leaves, signature_of
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.rounds import Ask, Carrier
-from descend.engine.job import Job, flatten, is_dense, real
+from descend.engine.job import Job, flatten, is_dense, is_plain, real, resolved
 
 if TYPE_CHECKING:
     from descend.engine.optimizer import Optimizer
@@ -71,7 +71,7 @@ def _planned(
 ) -> tuple[list[Job], list[Bundle]]:
     """The jobs in bundles, as before where they are the same, with all their kernels made."""
     seen = (
-        [job.grad.dtype for job in jobs],
+        [(g.dtype, type(g)) for g in (job.grad for job in jobs)],
         [(p.dtype, p.device, p.shape) for p in (job.param for job in jobs)],
         # With `capturable` no flag can depend on the step, which nobody on the host knows.
         [flags(job) for job in {id(job.known): job for job in jobs if not job.group["capturable"]}.values()],
@@ -100,7 +100,7 @@ def _planned(
 def compiles(rule: type[Optimizer], job: Job) -> bool:
     """Whether a kernel serves this parameter.
 
-    Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
+    It is handed the memory of its arguments: classes with a dispatch of their own go through the loop. Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
     on accelerators, and the guard that would notice more is not asked. Rows of a few numbers each, as in convolutions,
     fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks lie
     across rows; and those of 4-bit numbers across memory that has another order than the dimensions.
@@ -113,8 +113,14 @@ def compiles(rule: type[Optimizer], job: Job) -> bool:
     blocked = job.rests.length is not None and (shaped or paired)
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked and not inner
+    plain = type(job.grad).__torch_dispatch__ is Tensor.__torch_dispatch__ and all(map(is_plain, _resting(job)))
     # Every process has to come to the same answer, also one whose piece is empty.
-    return served and math.prod(job.whole) > 1 and countable and is_dense(value)
+    return served and plain and math.prod(job.whole) > 1 and countable and is_dense(value)
+
+
+def _resting(job: Job) -> list[Tensor]:
+    """The parameter and its state."""
+    return [job.param, *(job.state[name] for name in job.resting)]
 
 
 def check(kind: str, name: str, p: Tensor) -> None:
@@ -252,8 +258,8 @@ class Bundle:
 
     def _grads(self) -> list[Tensor]:
         grads = [job.grad for job in self.jobs]
-        if self._complex:
-            grads = list(map(real, grads))
+        if self._complex or any(map(Tensor.is_neg, grads)):
+            grads = [real(resolved(g)) for g in grads]
         if list(map(Tensor.stride, grads)) != self._strides:
             grads = [
                 g if g.stride() == stride else torch.empty_like(real(p), dtype=g.dtype).copy_(g)
