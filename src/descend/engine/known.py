@@ -59,6 +59,14 @@ class Across:
         """Complete sums over every tensor of the step; `begin` gives those over the tensors in hand."""
         return begin()
 
+    def square(self, x: Any) -> Any:
+        """The sum of the squares of the part in hand."""
+        if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
+            flat = x.view(-1)
+            return torch.dot(flat, flat)
+        norm = torch.linalg.vector_norm(x)
+        return norm * norm
+
 
 class OverallKnown(Across):
     """Tensors are whole, but sums over all tensors come from earlier passes over the model."""
@@ -125,7 +133,7 @@ class Known:
 
     def norms(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Euclidean norms over all elements of each."""
-        squares = self.across.own(tuple(_square_sum(x) for x in xs), (None,) * len(xs))
+        squares = self.across.own(tuple(self.across.square(x) for x in xs), (None,) * len(xs))
         return tuple(torch.sqrt(square) for square in squares)
 
     def norm(self, x: Tensor) -> Tensor:
@@ -138,7 +146,7 @@ class Known:
 
     def rms(self, x: Tensor) -> Tensor:
         """Root of the mean square over all elements."""
-        return torch.sqrt(self.across.own((_square_sum(x),), (None,))[0] / self.numel)
+        return torch.sqrt(self.across.own((self.across.square(x),), (None,))[0] / self.numel)
 
     def overall_sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over the elements of every tensor of this step, of each."""
@@ -146,17 +154,7 @@ class Known:
 
     def overall_norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over the elements of every tensor of this step."""
-        return torch.sqrt(self.across.overall(lambda: (_list_total(_square_sum(x)),))[0])
-
-
-def _square_sum(x: Any) -> Any:
-    if torch.compiler.is_compiling():
-        return (x * x).sum()
-    if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
-        flat = x.view(-1)
-        return torch.dot(flat, flat)
-    norm = torch.linalg.vector_norm(x)
-    return norm * norm
+        return torch.sqrt(self.across.overall(lambda: (_list_total(self.across.square(x)),))[0])
 
 
 def _list_total(total: Any) -> Any:

@@ -13,7 +13,6 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.nn.parameter import is_lazy
 from typing_extensions import Unpack
 
@@ -31,6 +30,7 @@ from descend.engine.sharding.collectives import anywhere
 from descend.engine.sharding.layout import check_layout, fresh, is_flat, layout_of, local, processes
 from descend.engine.slots import Slot
 from descend.engine.storage import rest
+from descend.engine.torch_private import outside_graphs
 from descend.engine.unwrapped import Unwrappable, unwrap, unwrapped
 
 __all__ = ["Decay", "Optimizer", "Reach"]
@@ -212,7 +212,7 @@ class Optimizer(Unwrappable, Rule):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @_disable_dynamo
+    @outside_graphs
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Move every parameter that has a gradient by one step.

@@ -309,6 +309,11 @@ def check_parameter(kind: str, name: str, p: Any) -> None:
         )
     if p.layout != torch.strided:
         raise ValueError(f"{kind}: parameter {name} has layout {p.layout}, expected dense (torch.strided)")
+    if p.is_conj() or p.is_neg():
+        lazy = "conj" if p.is_conj() else "neg"
+        raise ValueError(
+            f"{kind}: parameter {name} is a lazy view with the {lazy} bit, expected its values: p.resolve_{lazy}()"
+        )
 
 
 def moves(p: Tensor) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -79,16 +79,6 @@ class Dice:
 
 def _whole(x: Any) -> Any:
     return x.to(torch.int64) if isinstance(x, Tensor) else int(x)
-
-
-class Storage(Protocol):
-    """A way to rest."""
-
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
-        """The value in the dtype of the maths; a part itself where that is the value."""
-
-    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
-        """The parts that the value becomes, in their dtypes."""
 
 
 @dataclass(frozen=True)
@@ -215,13 +205,22 @@ class Kahan:
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest number, and what is left."""
         nearest = value.to(self.dtype)
-        return nearest, (value - nearest.to(value.dtype)).to(self.dtype)
+        return nearest, (value - _from_bits(nearest)).to(self.dtype)
 
     def _largest_error(self, value: Tensor) -> Tensor:
         """Half of the distance of numbers to their neighbours in half precision."""
         powers = (value.to(torch.float32).view(torch.int32) & 0x7F800000).view(torch.float32)
         info = torch.finfo(self.dtype)
         return torch.clamp(powers, min=info.tiny) * (info.eps / 2)
+
+
+def _from_bits(x: Tensor) -> Tensor:
+    """A number of half precision in float32, made of its bits: compilers leave out conversions down and up again."""
+    bits = x.view(torch.int16).to(torch.int32)
+    if x.dtype == torch.bfloat16:
+        return (bits << 16).view(torch.float32)
+    # Its exponent counts from 15, that of float32 from 127.
+    return ((bits << 13) & -0x70002000).view(torch.float32) * 2.0**112
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def _probability(h: Any, taken: float) -> float:
 
 def _draw(seed: int, t: float, purpose: int) -> float:
     """A number in (0, 1) for a step."""
-    return float(uniform(torch.zeros((), dtype=torch.int64), seed, int(t), purpose))
+    return float(uniform(torch.zeros((), dtype=torch.int64, device="cpu"), seed, int(t), purpose))
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

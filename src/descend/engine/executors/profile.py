@@ -79,9 +79,9 @@ def _profile(
     k = Known(
         {**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": float(2**ndim), "ndim": ndim, "shape": shape}, across
     )
-    p = torch.ones(shape)
+    p, g = torch.ones(shape, device="cpu"), torch.ones(shape, device="cpu")
     with torch.no_grad():
-        advance(rule, p, torch.ones(shape), State({name: slot.new(p).to(p.dtype) for name, slot in slots}), k)
+        advance(rule, p, g, State({name: slot.new(p).to(p.dtype) for name, slot in slots}), k)
     return Profile(tuple(across.rounds), tuple(across.small), shaped=ndim > 1)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.slots import Slot
+from descend.engine.torch_private import offset_of, piece_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -29,11 +30,7 @@ def is_dtensor(x: Any) -> bool:
 
 def local(x: Any) -> Tensor:
     """The piece of this process; a tensor that is no DTensor is its own."""
-    if not is_dtensor(x):
-        return x
-    piece: Any = x._local_tensor  # to_local() makes another view each time
-    here: Tensor = piece.wait() if hasattr(piece, "wait") else piece
-    return here
+    return piece_of(x) if is_dtensor(x) else x
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,11 +172,8 @@ def layout_of(p: Tensor) -> Layout | None:
     """How a parameter lies; None if it is an ordinary tensor."""
     if not is_dtensor(p):
         return None
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
     mesh, placements = p.device_mesh, tuple(p.placements)  # type: ignore[attr-defined]
-    _, offset = compute_local_shape_and_global_offset(p.shape, mesh, placements)
-    return Layout(mesh, placements, tuple(p.shape), tuple(offset), tuple(local(p).shape))
+    return Layout(mesh, placements, tuple(p.shape), offset_of(p), tuple(local(p).shape))
 
 
 def is_flat(p: Tensor) -> bool:
