@@ -27,7 +27,7 @@ PARTS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
 MIXTURES: dict[str, tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...]] = {
     "muon lamb lion nadam": PARTS,
     "adafactor prodigy": (("adafactorbv", {"lr": 1e-2}, (0, 1, 3)), ("prodigy", {}, (2, 4))),
-    "soap sgd": (("soap", {"lr": 3e-3}, (0, 1, 4)), ("sgd", {"lr": 0.1, "momentum": 0.9}, (2, 3))),
+    "soap sgd": (("soap", {"lr": 3e-3}, (0, 1, 4)), ("sgd", {"lr": 0.1}, (2, 3))),
     "kron scion adamw": (
         ("kron", {"lr": 1e-3}, (0, 1)),
         ("scion", {"lr": 1e-2}, (3,)),
@@ -48,11 +48,14 @@ def mixture(params: list[nn.Parameter], parts: Any, **common: Any) -> descend.Mi
 
 def separate(params: list[nn.Parameter], parts: Any, **common: Any) -> list[torch.optim.Optimizer]:
     return [
-        descend.create_optimizer_v2([params[i] for i in places], rule, **{"momentum": 0.9, **options}, **common)
-        if rule == "sgd"
-        else descend.get_optimizer_class(rule)([params[i] for i in places], **options, **common)
+        descend.get_optimizer_class(rule)([params[i] for i in places], **momentum(rule), **options, **common)
         for rule, options, places in parts
     ]
+
+
+def momentum(rule: str) -> dict[str, float]:
+    """The factory's own, for the names that take it."""
+    return {"momentum": 0.9} if descend.get_optimizer_info(rule).has_momentum else {}
 
 
 def train(optimizers: list[Any], params: list[nn.Parameter], steps: int = 3, start: int = 0) -> None:

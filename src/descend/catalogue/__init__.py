@@ -1,9 +1,9 @@
 """Optimizers by name, parameter groups, and the factory."""
 
+from descend.catalogue.default import default_registry
 from descend.catalogue.factory import (
     create_optimizer,
     create_optimizer_v2,
-    default_registry,
     get_optimizer_class,
     get_optimizer_info,
     list_optimizers,

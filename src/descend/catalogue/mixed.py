@@ -9,8 +9,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from descend.catalogue.default import default_registry
+from descend.catalogue.registry import group_model
 from descend.engine import options
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import COMMON_DEFAULTS
@@ -115,13 +117,75 @@ def _find(rule: Any) -> tuple[str, type[Optimizer], Mapping[str, Any]]:
         return rule.__name__.lower(), rule, {}
     if not isinstance(rule, str):
         raise ValueError(f"Mixed: rule={rule!r}, expected a name such as 'adamw', or an optimizer class of descend")
-    from descend.catalogue.factory import get_optimizer_info
-
-    info = get_optimizer_info(rule)
+    info = default_registry().get_optimizer_info(rule)
     kind = info.load()
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise ValueError(f"Mixed: rule={rule!r} is not one of descend's own, which a mixture needs")
-    return info.name, kind, info.defaults or {}
+    # As in the factory, whose names these are.
+    momentum = {"momentum": 0.9} if info.has_momentum else {}
+    return info.name, kind, {**momentum, **(info.defaults or {})}
+
+
+def create_mixed(
+    model_or_params: Any,
+    rules: Sequence[PatternRule],
+    lr: float | Tensor | None,
+    weight_decay: float,
+    grouping: Mapping[str, Any],
+    layer_decay_as_lr: bool,
+    allow_empty: bool,
+    **given: Any,
+) -> Mixed:
+    """A mixture by patterns; the arguments are those of :func:`descend.create_optimizer_v2`."""
+    frozen: list[nn.Parameter] = []
+    if isinstance(model_or_params, nn.Module):
+        found = group_model(model_or_params, 1.0, **grouping)
+        groups, frozen = found.groups, found.frozen
+    else:
+        pairs = list(model_or_params)
+        if not all(isinstance(pair, tuple) for pair in pairs):
+            raise ValueError("rules go by names: pass the nn.Module, or (name, parameter) pairs")
+        names, params = zip(*pairs, strict=True) if pairs else ((), ())
+        groups = [{"params": list(params), "param_names": list(names), "weight_decay": 1.0}]
+    named = [pair for group in groups for pair in zip(group["param_names"], group["params"], strict=True)]
+    index = rules_by_pattern(named, rules, allow_empty)
+    mixed: list[tuple[dict[str, Any], list[tuple[str, Tensor]]]] = []
+    for group in groups:
+        for i, (_, rule, *rest) in enumerate(rules):
+            mine = [(n, p) for n, p in zip(group["param_names"], group["params"], strict=True) if index[n] == i]
+            if mine:
+                options_of_rule = {"weight_decay": weight_decay, **({} if lr is None else {"lr": lr}), **dict(*rest)}
+                own = _options_of(rule, options_of_rule, group, layer_decay_as_lr)
+                alike = next((params for known, params in mixed if known == {"rule": rule, **own}), None)
+                if alike is None:
+                    mixed.append(({"rule": rule, **own}, mine))
+                else:
+                    alike += mine
+    optimizer = Mixed([{**own, "params": params} for own, params in mixed], **{name: value for name, value in given.items() if value is not None})
+    for p in frozen:
+        p.requires_grad_(False)
+    return optimizer
+
+
+def _options_of(rule: Any, own: dict[str, Any], group: Mapping[str, Any], layer_decay_as_lr: bool) -> dict[str, Any]:
+    """A rule's options for its parameters of a group, which says whether these decay, and how much their layer slows down."""
+    _, kind, bound = _find(rule)
+    takes = inspect.signature(kind).parameters
+    if "weight_decay" not in takes:
+        del own["weight_decay"]
+    elif not group["weight_decay"]:
+        own["weight_decay"] = 0.0
+    if group.get("use_fallback") and "use_fallback" in takes:
+        own["use_fallback"] = True
+    scale = group.get("lr_scale")
+    if scale is not None and layer_decay_as_lr:
+        base = own.get("lr", bound.get("lr", takes["lr"].default))
+        if base is None:
+            raise ValueError(f"{rule!r} has no learning rate of its own for layer_decay to scale: pass lr")
+        own |= {"lr": base * scale, "layer_scale": scale}
+    elif scale is not None:
+        own["lr_scale"] = scale
+    return own
 
 
 def rules_by_pattern(

@@ -162,9 +162,6 @@ class OptimizerRegistry:
             )
         if layer_decay_as not in ("lr", "lr_scale"):
             raise ValueError(f"layer_decay_as={layer_decay_as!r}, expected 'lr' or 'lr_scale'")
-        if layer_decay is None:
-            for name, value in _given(group_matcher=group_matcher, layers=layers).items():
-                raise ValueError(f"{name}={value!r} numbers the layers for layer_decay: pass layer_decay, too")
         opt_class = info.load()
         options = _options(info, weight_decay, momentum, kwargs, _given(lr=lr, foreach=foreach))
 
@@ -185,30 +182,22 @@ class OptimizerRegistry:
         else:
             if fallback_kinds is None:
                 fallback_kinds = _FALLBACK_KINDS if _has_fallback(opt_class) else ()
-            rules: dict[str, Any] = {
-                "weight_decay": weight_decay,
-                "weight_decay_exclude_1d": weight_decay_exclude_1d,
-                "no_weight_decay_list": names_without_decay(model_or_params),
-                "fallback_list": fallback_list,
-                "fallback_no_weight_decay": fallback_no_weight_decay,
-                "no_weight_decay_kinds": no_weight_decay_kinds,
-                "fallback_kinds": fallback_kinds,
-            }
-            if layer_decay is None:
-                grouping = group_by_decay(model_or_params, **rules)
-            else:
-                base_lr = _base_lr(info, opt_class, options) if layer_decay_as == "lr" else None
-                grouping = group_by_layer(
-                    model_or_params,
-                    layer_decay=layer_decay,
-                    min_scale=layer_decay_min_scale,
-                    no_opt_scale=layer_decay_no_opt_scale,
-                    group_matcher=group_matcher,
-                    layers=layers,
-                    **rules,
-                )
-                if base_lr is not None:
-                    _write_lr(grouping, base_lr)
+            grouping = group_model(
+                model_or_params,
+                weight_decay,
+                weight_decay_exclude_1d=weight_decay_exclude_1d,
+                fallback_list=fallback_list,
+                fallback_no_weight_decay=fallback_no_weight_decay,
+                layer_decay=layer_decay,
+                layer_decay_min_scale=layer_decay_min_scale,
+                layer_decay_no_opt_scale=layer_decay_no_opt_scale,
+                no_weight_decay_kinds=no_weight_decay_kinds,
+                fallback_kinds=fallback_kinds,
+                group_matcher=group_matcher,
+                layers=layers,
+            )
+            if layer_decay is not None and layer_decay_as == "lr":
+                _write_lr(grouping, _base_lr(info, opt_class, options))
             if not grouping.groups:
                 raise ValueError(f"{info.name}: the model {type(model_or_params).__name__} has no parameter to train")
             params, frozen = grouping.groups, grouping.frozen
@@ -285,6 +274,40 @@ def _options(
     if betas is not None and len(betas) != info.num_betas:
         raise ValueError(f"{info.name} takes {info.num_betas} betas, got betas={betas!r}")
     return options
+
+
+def group_model(
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    layer_decay: float | None,
+    layer_decay_min_scale: float,
+    layer_decay_no_opt_scale: float | None,
+    group_matcher: Matcher | None,
+    layers: Literal["auto"] | None,
+    fallback_kinds: Kinds | None,
+    **treatment: Any,
+) -> Grouping:
+    """A model's parameters, grouped by weight decay and fallback, and by layer where there is layer decay."""
+    rules = {
+        **treatment,
+        "weight_decay": weight_decay,
+        "no_weight_decay_list": names_without_decay(model),
+        "fallback_kinds": fallback_kinds or (),
+    }
+    if layer_decay is None:
+        for name, value in _given(group_matcher=group_matcher, layers=layers).items():
+            raise ValueError(f"{name}={value!r} numbers the layers for layer_decay: pass layer_decay, too")
+        return group_by_decay(model, **rules)
+    return group_by_layer(
+        model,
+        layer_decay=layer_decay,
+        min_scale=layer_decay_min_scale,
+        no_opt_scale=layer_decay_no_opt_scale,
+        group_matcher=group_matcher,
+        layers=layers,
+        **rules,
+    )
 
 
 def _has_fallback(opt_class: OptimizerClass) -> bool:
