@@ -77,6 +77,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "state_dict": lambda optimizer: str(optimizer.state_dict()),
     "step": lambda optimizer: None,  # between the others
     "sum_over": lambda optimizer: optimizer.sum_over(None),
+    "to": lambda optimizer: optimizer.to("cpu"),
     "sync_lookahead": lambda optimizer: optimizer.sync_lookahead(),
     "train": lambda optimizer: optimizer.train(),
     "zero_grad": lambda optimizer: optimizer.zero_grad(),

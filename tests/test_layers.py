@@ -28,7 +28,7 @@ LAYERS = (
     "engine.executors engine.backward_hooks",
     "engine.serial",
     "engine.optimizer",
-    "engine.exact engine.in_backward engine.in_pieces engine.warmup",
+    "engine.master_weights engine.in_backward engine.in_pieces engine.warmup",
     "optimizers",
     "catalogue",
     "lab",
