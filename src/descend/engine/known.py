@@ -133,8 +133,8 @@ class Known:
 
     def norms(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Euclidean norms over all elements of each."""
-        squares = self.across.own(tuple(self.across.square(x) for x in xs), (None,) * len(xs))
-        return tuple(torch.sqrt(square) for square in squares)
+        squares = self.across.own(tuple(map(self.across.square, xs)), (None,) * len(xs))
+        return tuple(map(torch.sqrt, squares))
 
     def norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over all elements."""
