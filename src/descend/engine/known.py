@@ -117,7 +117,9 @@ class Known:
 
     def sums_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the sums over these dimensions, which stay as size 1."""
-        return self.complete(*((x.sum(dims, keepdim=True) if dims else x, dims) for x, dims in pairs))
+        asked = [(x.sum(dims, keepdim=True), dims) for x, dims in pairs if dims]
+        sums = iter(self.complete(*asked) if asked else ())
+        return tuple(next(sums) if dims else x for x, dims in pairs)
 
     def means_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the means over these dimensions, which stay as size 1."""
