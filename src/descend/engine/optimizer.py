@@ -449,7 +449,7 @@ class Optimizer(Unwrappable, Rule):
 
     def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:
         """The rule that moves the parameters of a group."""
-        return type(self)
+        return type(unwrap(self))
 
     def resolve(self, group: dict[str, Any]) -> Resolved:
         """The rule of a group, and its options for this step."""
