@@ -151,8 +151,8 @@ def test_a_frameworks_wrapper_saves_and_loads_as_what_it_wraps(row: Row) -> None
     saved = copy.deepcopy(wrapped(plain).state_dict())
     assert saved["descend_optimizer"] == row.name
     for load in (lambda o: o, wrapped):
-        again = load(small.busy(row, small.parameters()))
-        again.load_state_dict(saved)
+        again = small.busy(row, small.parameters())
+        load(again).load_state_dict(saved)
         assert small.same_states(small.states(again), small.states(plain))
     named_by_01 = {**saved, "descend_optimizer": f"Framework{row.name}"}
     wrapped(small.busy(row, small.parameters())).load_state_dict(named_by_01)

@@ -110,7 +110,8 @@ def _names_of(kind: type) -> list[str]:
     the name of the class that declares their state. Every class of descend bears its own.
     """
     names = []
-    for base in [base for base in kind.__mro__ if hasattr(base, "slots")][:-1]:  # the last declares no state
+    rules = [base for base in kind.__mro__ if issubclass(base, torch.optim.Optimizer) and hasattr(base, "slots")]
+    for base in rules[:-1]:  # the last declares no state
         names.append(base.__name__)
         if base.__module__.startswith("descend.") or not vars(base).keys().isdisjoint(("slots", "carried")):
             break
