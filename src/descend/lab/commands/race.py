@@ -1,17 +1,17 @@
-"""The subcommands of `descend`: thin, the work is in the other files of the lab."""
+"""`descend race`: start a race or go on with one, and leave its JSON and its report in a folder."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
 from descend.lab import screen, store
-from descend.lab.facts import LOOKAHEAD, Catalogue, matching, unknown
+from descend.lab.commands.common import Book, fail, flag, known
+from descend.lab.facts import LOOKAHEAD, Catalogue
 from descend.lab.race import Contender, Entry, Race, Settings, race
 from descend.lab.search import around
 from descend.lab.tasks import tasks
@@ -33,38 +33,8 @@ FAVOURITES = (
 )
 
 
-def app(catalogue: Catalogue | None = None) -> typer.Typer:
-    """The command line over a catalogue; `descend` itself unless told otherwise."""
-    cli = typer.Typer(
-        name="descend",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        help="Optimizers for PyTorch: look them up, race them on real data, and time their steps.",
-    )
-
-    def book() -> Catalogue:
-        if catalogue is not None:
-            return catalogue
-        import descend
-
-        return cast(Catalogue, descend)
-
-    @cli.command("list")
-    def list_(pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a wildcard.")] = None) -> None:
-        """List the optimizers."""
-        every = book().list_optimizers()
-        names = matching(every, pattern)
-        if pattern and not names:
-            fail(unknown(pattern, every) or f"no optimizer matches {pattern!r}")
-        Console().print(screen.catalogue_table(book(), names))
-
-    @cli.command()
-    def show(name: Annotated[str, typer.Argument(help="A name that `descend list` prints.")]) -> None:
-        """Show one optimizer: its maths, its defaults, what it stores, and where it comes from."""
-        known(book(), [name])
-        screen.show(book(), name.lower().removeprefix(LOOKAHEAD), Console())
+def add(cli: typer.Typer, book: Book) -> None:
+    """Add the command."""
 
     @cli.command("race")
     def race_(
@@ -99,86 +69,6 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
             "threads": threads,
         }
         run_race(book(), names, {key: value for key, value in given.items() if value is not None}, out, resume)
-
-    @cli.command("bench")
-    def bench_(
-        optimizers: Annotated[str | None, typer.Option(help="Names or wildcards. [one name for each class]")] = None,
-        executors: Annotated[str, typer.Option(help="Some of loop, foreach, fused.")] = "fused",
-        dtypes: Annotated[str, typer.Option(help="Some of float32, bfloat16, float16, float64.")] = "float32",
-        shapes: Annotated[
-            str, typer.Option(help="Some of vit_s, resnet50, gpt2, many_tiny, module:callable.")
-        ] = "vit_s",
-        rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each, at most.")] = 20,
-        peers: Annotated[str, typer.Option(help="installed, none, or some libraries.")] = "installed",
-        device: Annotated[str, typer.Option(help="Where the parameters are.")] = "cpu",
-        everything: Annotated[bool, typer.Option("--all", help="Measure every number that was asked for.")] = False,
-        memory: Annotated[bool, typer.Option("--memory", help="Measure bytes alone, no times.")] = False,
-        compiled: Annotated[bool, typer.Option("--compile", help="Measure compiling too.")] = False,
-        json: Annotated[Path | None, typer.Option(help="Write the recording.")] = None,
-        html: Annotated[Path | None, typer.Option(help="Write a page with charts.")] = None,
-        render: Annotated[Path | None, typer.Option(help="Measure nothing: show a recording.")] = None,
-        out: Annotated[Path | None, typer.Option(help="Write a document. [docs/performance.md with --render]")] = None,
-    ) -> None:
-        """Time steps beside other libraries, with the bytes, the memory and the compiling that they cost."""
-        from descend.lab.bench import command
-
-        try:
-            given = command.Given(
-                optimizers, executors, dtypes, shapes, rounds, peers, device, everything, memory, compiled
-            )
-            complete = command.bench(given, render, json, html, out)
-        except ValueError as error:
-            fail(str(error))
-        if not complete:
-            raise typer.Exit(130)
-
-    @cli.command("plan")
-    def plan_(
-        model: Annotated[str, typer.Option(help="vit_s, resnet50, gpt2 or module:callable.")] = "gpt2",
-        ranks: Annotated[int, typer.Option(min=2, help="Processes that the parameters are spread over.")] = 8,
-        bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s that a process sends.")] = 25.0,
-        memory_bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s of its memory.")] = 1000.0,
-        latency: Annotated[float, typer.Option(min=0, help="Microseconds of a collective.")] = 30.0,
-        optimizers: Annotated[str | None, typer.Option(help="Names or wildcards. [one of each kind]")] = None,
-        out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
-    ) -> None:
-        """Say what optimizers would cost on machines that are not here: collectives, bytes, memory and time."""
-        from descend.lab.bench.command import names
-        from descend.lab.bench.shapes import shapes_of
-        from descend.lab.planning import Machines, cost, markdown, table
-
-        machines = Machines(ranks, bandwidth, memory_bandwidth, latency)
-        try:
-            shapes = shapes_of(model)
-            chosen = names(optimizers or "adamw,lion,lamb,adamp,adafactor,came,prodigy,muon,soap,shampoo")
-        except ValueError as error:
-            fail(str(error))
-        costs = [cost(name, shapes, ranks) for name in chosen]
-        screen.plan(*table(costs, machines), Console())
-        if out:
-            out.write_text(markdown(model, costs, machines), encoding="utf-8")
-            print(f"wrote {out}")
-
-    @cli.command("memory")
-    def memory_(
-        optimizers: Annotated[str | None, typer.Option(help="Whose bytes to count. [one name for each class]")] = None,
-        parts: Annotated[str, typer.Option(help="Some of bytes, peaks, times, losses.")] = "bytes,peaks,times,losses",
-        seeds: Annotated[int, typer.Option(min=1, help="Trainings of each way.")] = 3,
-        steps: Annotated[int, typer.Option(min=1, help="Length of a training.")] = 300,
-        threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. [torch's own]")] = None,
-        json: Annotated[Path | None, typer.Option(help="Write the recording; parts of one that is there stay.")] = None,
-        render: Annotated[Path | None, typer.Option(help="Measure nothing: show a recording.")] = None,
-        out: Annotated[Path | None, typer.Option(help="Write a document. [docs/memory.md with --render]")] = None,
-    ) -> None:
-        """Count the bytes that state and training take in every storage, and train a GPT to see what they cost."""
-        from descend.lab.memory import command
-
-        try:
-            command.memory(command.Given(optimizers, parts, seeds, steps, threads), json, render, out)
-        except ValueError as error:
-            fail(str(error))
-
-    return cli
 
 
 def run_race(book: Catalogue, names: list[str], given: dict[str, Any], out: Path | None, resume: bool) -> None:
@@ -266,25 +156,6 @@ def resumed(given: dict[str, Any], out: Path | None) -> tuple[Race, Path]:
                 "leave it out, or start a new race in another --out"
             )
     return result, folder
-
-
-def known(book: Catalogue, names: list[str]) -> None:
-    """Leave with the nearest names if one is not in the catalogue."""
-    every = book.list_optimizers()
-    for name in names:
-        if message := unknown(name, every):
-            fail(message)
-
-
-def fail(message: str) -> NoReturn:
-    """Say what is wrong and leave."""
-    print(f"descend: {message}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
-def flag(setting: str) -> str:
-    """The command-line option of a setting."""
-    return {"batch": "batch-size"}.get(setting, setting.replace("_", "-"))
 
 
 def fresh(folder: Path) -> Path:
