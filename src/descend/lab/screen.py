@@ -15,9 +15,9 @@ from rich.text import Text
 
 from descend.catalogue.info import OptimInfo
 from descend.lab.facts import Catalogue, bytes_per_parameter, defaults
-from descend.lab.race import Moment, Race, Settings
-from descend.lab.summary import rows, show_lr, show_metric, show_ms, show_ratio
-from descend.lab.tasks import Task
+from descend.lab.racing import Moment, Race, Settings
+from descend.lab.summary import rows, show_lr, show_metric, show_ms, show_ratio, verdict
+from descend.lab.task import Task
 
 
 def catalogue_table(book: Catalogue, names: Sequence[str]) -> Table:
@@ -128,6 +128,7 @@ class RaceScreen:
                 self.bar.console.print(
                     f"{row.name:<20} {show_metric(row.median, self.task):>9}   lr {show_lr(row.lr)} after "
                     f"{row.trials} trials",
+                    markup=False,
                     highlight=False,
                 )
         for name, entry in race.entries.items():
@@ -139,9 +140,9 @@ class RaceScreen:
 def race_table(race: Race, task: Task) -> Table:
     """The result, the best first."""
     settings = race.settings
-    goal = show_metric(settings.target, task)
+    goal = "target" if settings.target is None else show_metric(settings.target, task)
     table = Table(
-        title=f"{task.title}: {task.metric} after {settings.steps} steps, {settings.seeds} seeds",
+        title=f"{task.title or task.name}: {task.metric_name} after {settings.steps} steps, {settings.seeds} seeds",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -160,10 +161,10 @@ def race_table(race: Race, task: Task) -> Table:
         "state\nB/par",
     ):
         table.add_column(head, justify="right", no_wrap=True)
-    for row in rows(race, task):
+    for row in (found := rows(race, task)):
         table.add_row(
-            row.name,
-            show_lr(row.lr) + "*" * row.extensions,
+            row.name + " =" * (row.ties and row.name != found[0].name),
+            show_lr(row.lr) + "*" * row.at_edge,
             show_metric(row.median, task),
             show_metric(row.best, task),
             f"{row.steps_to_target:.0f}" if math.isfinite(row.steps_to_target) else "-",
@@ -177,8 +178,9 @@ def race_table(race: Race, task: Task) -> Table:
     for name, entry in race.entries.items():
         if entry.error:
             table.add_row(name, "", Text("failed", style="red"))
-    if any(row.extensions for row in rows(race, task)):
-        table.caption = "* a decade was added to the range of learning rates, with trials to match"
+    table.caption = verdict(found)
+    if any(row.at_edge for row in found):
+        table.caption += "\n* the best learning rate is at the edge of what was tried"
     return table
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
 
-from descend.lab import screen, store
-from descend.lab.commands.common import Book, fail, flag, known
-from descend.lab.facts import LOOKAHEAD, Catalogue
-from descend.lab.race import Contender, Entry, Race, Settings, race
-from descend.lab.search import around
-from descend.lab.tasks import tasks
+from descend.lab.commands.common import Book, fail, flag
+
+if TYPE_CHECKING:
+    from descend.lab.facts import Catalogue
+    from descend.lab.racing import Race
+    from descend.lab.task import Task
+
 
 # What races when nobody is named: the first eight of these that are registered.
 FAVOURITES = (
@@ -38,25 +37,41 @@ def add(cli: typer.Typer, book: Book) -> None:
 
     @cli.command("race")
     def race_(
-        task: Annotated[str | None, typer.Option(help="digits-conv, digits-vit or gpt. [digits-conv]")] = None,
-        optimizers: Annotated[str | None, typer.Option(help="Names, separated by commas.")] = None,
-        trials: Annotated[int | None, typer.Option(min=1, help="Learning rates to try for each. [12]")] = None,
-        seeds: Annotated[int | None, typer.Option(min=1, help="Final runs of each. [3]")] = None,
+        own_task: Annotated[
+            str | None,
+            typer.Argument(metavar="[TASK]", help="Your mytask.py or pkg.module:task, or a task of the lab."),
+        ] = None,
+        task: Annotated[str | None, typer.Option(help="The same as an option. [digits-conv]")] = None,
+        optimizers: Annotated[
+            str | None, typer.Option(help="Names with options: adamw,adamw:caution=true,mine.py,pkg.module:Class.")
+        ] = None,
+        sources: Annotated[
+            list[str] | None, typer.Option("--import", help="A file or module with optimizers of your own. Repeatable.")
+        ] = None,
+        trials: Annotated[int | None, typer.Option(min=1, help="Trials that each may pay for. [10]")] = None,
+        seeds: Annotated[int | None, typer.Option(min=1, help="Final runs of each. [5]")] = None,
         steps: Annotated[int | None, typer.Option(min=1, help="Length of a final run. [the task's]")] = None,
         search_steps: Annotated[int | None, typer.Option(min=1, help="Length of a trial. [same as --steps]")] = None,
-        batch_size: Annotated[int | None, typer.Option(min=2, help="Examples in a step. [the task's]")] = None,
-        weight_decay: Annotated[float | None, typer.Option(min=0, help="The same for all. [0.001]")] = None,
-        target: Annotated[float | None, typer.Option(help="Accuracy or loss to reach. [the task's]")] = None,
+        batch_size: Annotated[int | None, typer.Option(min=1, help="Examples in a step. [the task's]")] = None,
+        weight_decay: Annotated[float | None, typer.Option(min=0, help="Where its search begins. [0.001]")] = None,
+        target: Annotated[float | None, typer.Option(help="Metric to reach. [the task's]")] = None,
         seed: Annotated[int | None, typer.Option(min=0, help="Everything random follows from it. [0]")] = None,
         device: Annotated[str | None, typer.Option(help="Where to train. [cpu]")] = None,
         threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. [the task's]")] = None,
         out: Annotated[Path | None, typer.Option(help="Folder for race.json and report.html. [runs/TASK]")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on where the race stopped.")] = False,
+        example: Annotated[bool, typer.Option("--example", help="Print a task that runs, to begin with.")] = False,
     ) -> None:
-        """Race optimizers on real data: an equal learning-rate search for each, then several seeds."""
-        names = list(dict.fromkeys(name.strip().lower() for name in (optimizers or "").split(",") if name.strip()))
+        """Race optimizers on your task or the lab's: an equal search for each, then several seeds."""
+        if example:
+            from descend.lab.task import EXAMPLE
+
+            print(EXAMPLE, end="")
+            return
+        if own_task and task and own_task != task:
+            fail(f"--task is {task}, but the argument is {own_task}: leave one out")
         given = {
-            "task": task,
+            "task": own_task or task,
             "trials": trials,
             "seeds": seeds,
             "steps": steps,
@@ -68,28 +83,37 @@ def add(cli: typer.Typer, book: Book) -> None:
             "device": device,
             "threads": threads,
         }
-        run_race(book(), names, {key: value for key, value in given.items() if value is not None}, out, resume)
+        chosen = {key: value for key, value in given.items() if value is not None}
+        run_race(book(), optimizers, sources or [], chosen, out, resume)
 
 
-def run_race(book: Catalogue, names: list[str], given: dict[str, Any], out: Path | None, resume: bool) -> None:
+def run_race(
+    book: Catalogue, optimizers: str | None, sources: list[str], given: dict[str, Any], out: Path | None, resume: bool
+) -> None:
     """Start a race or go on with one, and leave its JSON and its report in a folder, whatever happens."""
     import optuna
+    from rich.console import Console
 
-    from descend.lab import report  # first of all, so that a missing extra is told before the training
+    from descend.lab import own, report, screen, store  # noqa: F401 -  before the training, so that a missing extra is told first
+    from descend.lab.contender import parse
+    from descend.lab.racing import Entry, race
+    from descend.lab.result import Result
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    known(book, names)
-    result, folder = resumed(given, out) if resume else started(given, out)
-    if not names and not result.entries:
-        names = [name for name in FAVOURITES if name in book.list_optimizers()][:8]
-    names = list(dict.fromkeys([*result.entries, *names]))
-    infos = [book.get_optimizer_info(name.removeprefix(LOOKAHEAD)) for name in names]
-    contenders = [
-        Contender(name, *around(info.suggested_lr), info.second_order) for name, info in zip(names, infos, strict=True)
-    ]
+    try:
+        mine = [name for source in sources for name in own.register(source)]
+        contenders = parse(optimizers, book)
+        result, task, folder = resumed(given, out) if resume else started(given, out)
+        if not contenders and not result.entries:
+            usual = [name for name in FAVOURITES if name in book.list_optimizers()]
+            contenders = parse(",".join(usual[:8]), book)
+        before = parse(",".join(result.entries), book)
+        contenders = list({one.name: one for one in [*before, *parse(",".join(mine), book), *contenders]}.values())
+        writable(folder)
+    except (ValueError, OSError) as error:
+        fail(str(error))
     for contender in contenders:
         result.entries.setdefault(contender.name, Entry(contender))
-    task = tasks()[result.settings.task]
     result.environment = store.changed(result.environment)
 
     console, stopped = Console(), False
@@ -104,10 +128,10 @@ def run_race(book: Catalogue, names: list[str], given: dict[str, Any], out: Path
         except KeyboardInterrupt:
             stopped = True
         except (OSError, ValueError, RuntimeError) as error:
+            if not any(entry.trials for entry in result.entries.values()):
+                discard(folder)
             fail(str(error))
-    store.save(result, folder)
-    page = folder / "report.html"
-    page.write_text(report.html(result, task), encoding="utf-8")
+    page = Result(result, task).save(folder)
     console.print(screen.race_table(result, task))
     console.print(f"report {page}\ndata   {folder / store.FILE}", highlight=False, soft_wrap=True)
     if stopped:
@@ -118,44 +142,68 @@ def run_race(book: Catalogue, names: list[str], given: dict[str, Any], out: Path
         raise typer.Exit(1)
 
 
-def started(given: dict[str, Any], out: Path | None) -> tuple[Race, Path]:
-    """A new race, and the folder for it."""
-    every = tasks()
+def started(given: dict[str, Any], out: Path | None) -> tuple[Race, Task, Path]:
+    """A new race, its task, and the folder for it."""
+    import torch
+
+    from descend.lab import store
+    from descend.lab.racing import Race, Settings
+    from descend.lab.tasks import find
+
     name = given.get("task", "digits-conv")
-    if name not in every:
-        fail(f"there is no task {name!r}; there are {', '.join(every)}")
-    task = every[name]
+    task = find(name)
     target = given.get("target", task.target)
-    if task.higher_is_better and not 0 < target <= 1:
-        fail(f"--target is {target:g}, but the accuracy to reach lies between 0 and 1, such as {task.target}")
+    if task.percent and target is not None and not 0 < target <= 1:
+        fail(f"--target is {target:g}, but the accuracy to reach lies between 0 and 1, such as {task.target or 0.9}")
     try:
         torch.empty(1, device=given.get("device", "cpu"))
     except (RuntimeError, AssertionError) as error:
         fail(f"--device is {given['device']!r}, which cannot be used: {str(error).splitlines()[0]}")
-    folder = out or fresh(Path("runs") / name)
+    folder = out or fresh(Path("runs") / task.name)
     if (folder / store.FILE).exists():
         fail(f"{folder} holds a race already: add --resume to go on with it, or choose another --out")
     steps = given.get("steps", task.steps)
     usual = {"task": name, "steps": steps, "search_steps": steps, "batch": task.batch, "target": target}
-    return Race(Settings(**{**usual, "threads": task.threads, **given})), folder
+    return Race(Settings(**{**usual, "threads": task.threads, **given})), task, folder
 
 
-def resumed(given: dict[str, Any], out: Path | None) -> tuple[Race, Path]:
+def resumed(given: dict[str, Any], out: Path | None) -> tuple[Race, Task, Path]:
     """The race in a folder, the latest one unless told otherwise; its settings stay as they are."""
+    from descend.lab import store
+    from descend.lab.tasks import find
+
     folder = out or newest(given.get("task"))
     if folder is None or not (folder / store.FILE).exists():
         fail(f"there is no race to resume in {out or 'runs'}; start one without --resume")
-    try:
-        result = store.load(folder)
-    except ValueError as error:
-        fail(str(error))
+    result = store.load(folder)
     for key, value in given.items():
         if (before := getattr(result.settings, key)) != value:
             fail(
                 f"--{flag(key)} is {value}, but the race in {folder} has {before}: "
                 "leave it out, or start a new race in another --out"
             )
-    return result, folder
+    return result, find(result.settings.task), folder
+
+
+def writable(folder: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        OSError: if nothing can be written there; the message names it.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"--out is {folder}, where nothing can be written: {error.strerror}") from error
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder if nothing is in it."""
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def fresh(folder: Path) -> Path:
@@ -169,5 +217,6 @@ def fresh(folder: Path) -> Path:
 
 def newest(task: str | None) -> Path | None:
     """The folder under runs/ whose race was saved last."""
-    saved = sorted(Path("runs").glob(f"{task or ''}*/race.json"), key=lambda path: path.stat().st_mtime)
+    name = Path(task.partition(":")[2] or task).stem if task else ""
+    saved = sorted(Path("runs").glob(f"{name}*/race.json"), key=lambda path: path.stat().st_mtime)
     return saved[-1].parent if saved else None
