@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import descend.lab
 from descend.lab import store
 from descend.lab.commands import app
 from descend.lab.contender import option, parse
+from descend.lab.example import EXAMPLE
 from descend.lab.summary import paired, ties
-from descend.lab.task import EXAMPLE, Loaded, make
+from descend.lab.task import Loaded, make
 
 SHORT = ("--optimizers", "adamw,sgd:momentum=0.8", "--trials", 2, "--seeds", 2, "--steps", 3)
 
@@ -267,3 +270,43 @@ def test_the_budget_in_steps_is_the_same_for_all(tmp_path: Path) -> None:
     found = descend.lab.race("digits-mlp", optimizers="adamw,sgd,lion", trials=7, seeds=1, search_steps=12)
     for entry in found.race.entries.values():
         assert 7 * 12 - 12 < entry.spent <= 7 * 12
+
+
+def test_help_and_list_do_not_import_torch() -> None:
+    code = "import sys\nfrom descend.lab.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    for words in (["--help"], ["race", "--help"], ["list"], ["race", "--example"]):
+        found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert found.returncode == 0, (words, found.stderr)
+
+
+def test_show_of_what_is_not_installed_exits_with_1() -> None:
+    assert run("show", "fusedadam").exit_code == 1
+    assert "apex" in run("show", "fusedadam").output
+
+
+def test_show_tells_wrappers_from_what_they_wrap() -> None:
+    assert run("show", "sam").output.startswith("sam  SAM")
+    assert run("show", "lookahead").output.startswith("lookahead  Lookahead")
+    both = run("show", "lookahead_adamw").output
+    assert "Lookahead over AdamW" in both
+    assert "lookahead_k=6" in both
+
+
+@pytest.mark.parametrize("name", ["adamw", "sam", "muon", "schedulefreeadamw"])
+def test_show_has_no_markup_and_breaks_no_formula(name: str) -> None:
+    page = CliRunner().invoke(app(), ["show", name], env={"COLUMNS": "40"}).output
+    assert "``" not in page
+    assert ":class:" not in page
+    assert "\n  ::" not in page
+    kind = descend.SAM if name == "sam" else descend.get_optimizer_class(name, bind_defaults=False)
+    formulae = [line.strip() for line in (kind.__doc__ or "").splitlines() if "←" in line and line.startswith(" " * 8)]
+    assert formulae
+    assert all(line in page for line in formulae)
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_list_fits(columns: int) -> None:
+    page = CliRunner().invoke(app(), ["list"], env={"COLUMNS": str(columns)}).output
+    assert max(map(len, page.splitlines())) <= columns
+    for name in descend.list_optimizers():
+        assert f"  {name}" in page

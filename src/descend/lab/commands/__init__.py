@@ -28,6 +28,7 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
 
         return cast(Catalogue, descend)
 
-    for command in (list, show, race, bench, plan, memory):
+    list.add(cli, book, catalogue)
+    for command in (show, race, bench, plan, memory):
         command.add(cli, book)
     return cli

@@ -5,21 +5,30 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from descend.lab import screen
 from descend.lab.commands.common import Book, fail
-from descend.lab.facts import matching, unknown
+from descend.lab.facts import Names, matching, unknown
 
 
-def add(cli: typer.Typer, book: Book) -> None:
-    """Add the command."""
+def add(cli: typer.Typer, book: Book, names: Names | None) -> None:
+    """Add the command; it reads names, and makes no optimizer unless told to."""
 
     @cli.command("list")
-    def list_(pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a wildcard.")] = None) -> None:
-        """List the optimizers."""
-        every = book().list_optimizers()
-        names = matching(every, pattern)
-        if pattern and not names:
+    def list_(
+        pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a wildcard.")] = None,
+        state: Annotated[bool, typer.Option("--state", help="Bytes of state for each parameter too.")] = False,
+    ) -> None:
+        """List the optimizers: each class, and beneath it the names that are variants of it."""
+        from rich.console import Console
+
+        from descend.lab import listing
+        from descend.lab.facts import Table, bytes_per_parameter
+
+        table = names or Table()
+        every = table.list_optimizers()
+        chosen = matching(every, pattern)
+        if pattern and not chosen:
             fail(unknown(pattern, every) or f"no optimizer matches {pattern!r}")
-        Console().print(screen.catalogue_table(book(), names))
+        infos = {name: table.get_optimizer_info(name) for name in chosen}
+        held = {name: bytes_per_parameter(book(), name) for name in chosen} if state else {}
+        listing.show(infos, held, Console())

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from descend.lab import screen
 from descend.lab.commands.common import Book, fail
 
 
@@ -26,6 +24,9 @@ def add(cli: typer.Typer, book: Book) -> None:
         out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
     ) -> None:
         """Say what optimizers would cost on machines that are not here: collectives, bytes, memory and time."""
+        from rich.console import Console
+
+        from descend.lab import screen
         from descend.lab.bench.command import names
         from descend.lab.bench.shapes import shapes_of
         from descend.lab.planning import Machines, cost, markdown, table

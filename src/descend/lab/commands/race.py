@@ -64,7 +64,7 @@ def add(cli: typer.Typer, book: Book) -> None:
     ) -> None:
         """Race optimizers on your task or the lab's: an equal search for each, then several seeds."""
         if example:
-            from descend.lab.task import EXAMPLE
+            from descend.lab.example import EXAMPLE
 
             print(EXAMPLE, end="")
             return
