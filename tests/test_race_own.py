@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import descend
 import descend.lab
-from descend.lab import store
+from descend.lab import store, suite
 from descend.lab.commands import app
 from descend.lab.contender import option, parse
 from descend.lab.example import EXAMPLE
@@ -310,3 +310,28 @@ def test_list_fits(columns: int) -> None:
     assert max(map(len, page.splitlines())) <= columns
     for name in descend.list_optimizers():
         assert f"  {name}" in page
+
+
+# ------------------------------------------------------------------------------------------------------ the suite
+
+
+def test_profiles_rank_by_how_near_to_the_fewest_steps() -> None:
+    found = suite.ratios({"one": {"a": 10, "b": 20}, "two": {"a": math.inf, "b": 5}, "three": {"a": math.inf}})
+    assert found == {"a": [1, math.inf], "b": [2, 1]}
+    assert suite.profile(found["b"], 1.5) == 0.5
+    assert suite.score(found["a"]) == 0.5
+    assert suite.score(found["b"]) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_a_suite_races_on_every_task_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from descend.lab import tasks
+
+    two = {name: task for name, task in tasks.tasks().items() if name in ("matrix", "tabular")}
+    monkeypatch.setattr(tasks, "tasks", lambda: two)
+    words = ("race", "--suite", "--optimizers", "adamw,sgd", "--trials", 2, "--seeds", 2, "--steps", 4)
+    first = run(*words, "--out", tmp_path)
+    assert first.exit_code == 0, first.output
+    assert "of 2 tasks" in first.output
+    before = {name: store.load(tmp_path / name) for name in two}
+    assert run(*words, "--out", tmp_path).exit_code == 0
+    assert {name: store.load(tmp_path / name).entries for name in two} == {n: r.entries for n, r in before.items()}

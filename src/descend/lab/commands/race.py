@@ -12,6 +12,7 @@ from descend.lab.commands.common import Book, fail, flag
 if TYPE_CHECKING:
     from descend.lab.facts import Catalogue
     from descend.lab.racing import Race
+    from descend.lab.result import Result
     from descend.lab.task import Task
 
 
@@ -60,6 +61,9 @@ def add(cli: typer.Typer, book: Book) -> None:
         threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. [the task's]")] = None,
         out: Annotated[Path | None, typer.Option(help="Folder for race.json and report.html. [runs/TASK]")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Go on where the race stopped.")] = False,
+        suite: Annotated[
+            bool, typer.Option("--suite", help="Race on every task of the lab, and rank over all.")
+        ] = False,
         example: Annotated[bool, typer.Option("--example", help="Print a task that runs, to begin with.")] = False,
     ) -> None:
         """Race optimizers on your task or the lab's: an equal search for each, then several seeds."""
@@ -84,17 +88,31 @@ def add(cli: typer.Typer, book: Book) -> None:
             "threads": threads,
         }
         chosen = {key: value for key, value in given.items() if value is not None}
-        run_race(book(), optimizers, sources or [], chosen, out, resume)
+        if suite:
+            for option in ("task", "target", "batch"):
+                if option in chosen:
+                    fail(f"--{flag(option)} is one task's, but --suite races on all: leave one out")
+            run_suite(book(), optimizers, sources or [], chosen, out or Path("runs/suite"))
+            return
+        result, stopped = run_race(book(), optimizers, sources or [], chosen, out, resume)
+        if stopped:
+            raise typer.Exit(130)
+        if any(entry.error for entry in result.race.entries.values()):
+            raise typer.Exit(1)
 
 
 def run_race(
     book: Catalogue, optimizers: str | None, sources: list[str], given: dict[str, Any], out: Path | None, resume: bool
-) -> None:
-    """Start a race or go on with one, and leave its JSON and its report in a folder, whatever happens."""
+) -> tuple[Result, bool]:
+    """Start a race or go on with one, and leave its JSON and its report in a folder, whatever happens.
+
+    Returns:
+        What it has shown, and whether it was stopped.
+    """
     import optuna
     from rich.console import Console
 
-    from descend.lab import own, report, screen, store  # noqa: F401 -  before the training, so that a missing extra is told first
+    from descend.lab import own, report, screen, store  # noqa: F401 - a missing extra is told first
     from descend.lab.contender import parse
     from descend.lab.racing import Entry, race
     from descend.lab.result import Result
@@ -131,15 +149,33 @@ def run_race(
             if not any(entry.trials for entry in result.entries.values()):
                 discard(folder)
             fail(str(error))
-    page = Result(result, task).save(folder)
+    shown = Result(result, task)
+    page = shown.save(folder)
     console.print(screen.race_table(result, task))
     console.print(f"report {page}\ndata   {folder / store.FILE}", highlight=False, soft_wrap=True)
     if stopped:
         again = f"descend race --resume --out {folder}"
         console.print(f"Stopped; every finished run is saved. To go on: {again}", highlight=False, soft_wrap=True)
+    return shown, stopped
+
+
+def run_suite(book: Catalogue, optimizers: str | None, sources: list[str], given: dict[str, Any], out: Path) -> None:
+    """Race on every task; one that has begun in the folder goes on, so a suite may be stopped at any time."""
+    from rich.console import Console
+
+    from descend.lab import store, suite
+    from descend.lab.tasks import tasks
+
+    results, stopped = [], False
+    for name in tasks():
+        begun = (out / name / store.FILE).exists()
+        result, stopped = run_race(book, optimizers, sources, {**given, "task": name}, out / name, begun)
+        results.append(result)
+        if stopped:
+            break
+    Console().print(suite.table(results))
+    if stopped:
         raise typer.Exit(130)
-    if any(entry.error for entry in result.entries.values()):
-        raise typer.Exit(1)
 
 
 def started(given: dict[str, Any], out: Path | None) -> tuple[Race, Task, Path]:
