@@ -92,7 +92,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "eval": lambda optimizer: (optimizer.eval(), small.values(optimizer), optimizer.train()),
     "load_state_dict": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
     "rehearses": lambda optimizer: optimizer.rehearses(),
-    "rule_name": lambda optimizer: optimizer.rule_name(small.parameters_of(optimizer)[0], itself(optimizer).param_groups[0]),
+    "rule_name": lambda optimizer: optimizer.rule_name(
+        small.parameters_of(optimizer)[0], itself(optimizer).param_groups[0]
+    ),
     "state_bytes": lambda optimizer: optimizer.state_bytes(small.parameters_of(optimizer)[0]),
     "state_dict": lambda optimizer: str(optimizer.state_dict()),
     "step": lambda optimizer: None,  # between the others

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 import descend
-from descend.lab import race
+from descend.lab import racing
 from descend.lab.bench.machine import machine, versions
 from descend.lab.bench.measure import interleave, parameters, state_bytes, stepping, warm
 from descend.lab.bench.shapes import shapes_of
-from descend.lab.race import Contender, Settings
-from descend.lab.tasks import GPT, Data, Task, tasks
+from descend.lab.contender import Contender
+from descend.lab.racing import Settings
+from descend.lab.search import Choice
+from descend.lab.task import Examples, Task
+from descend.lab.tasks import GPT, tasks
 
 #: Whose state in blocks has to reach the loss of float32 state, each with the best of four learning rates after 120 steps.
 IN_BLOCKS = {
@@ -163,7 +166,7 @@ def _peak(dtype: torch.dtype, options: dict[str, Any], early: bool) -> float:
         optimizer = descend.AdamW(model.parameters(), **options)
     text = torch.randint(0, 256, (4, 65))
     for _ in range(2):
-        torch.autograd.backward(task.loss(model, text[:, :-1], text[:, 1:]))
+        torch.autograd.backward(task.loss(model, (text[:, :-1], text[:, 1:])))
         optimizer.step()
         optimizer.zero_grad()
     return most / elements
@@ -188,7 +191,7 @@ def planned() -> list[Losses]:
     return blocks + [Losses("adamw", f"bfloat16, {master}", "float32") for master in MASTERS]
 
 
-def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
+def train(one: Losses, task: Task, data: Examples, seeds: int, steps: int) -> None:
     """Add a loss for every seed, and what share of the elements that could be so short is."""
     dtype, _, master = one.weights.partition(", ")
     options = dict(STORAGES[one.state])
@@ -204,9 +207,8 @@ def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
     settings = Settings(task.name, steps, steps, task.batch, task.target)
     for seed in range(1, seeds + 1):
         contender = Contender(one.optimizer)
-        run = race.train(
-            task, data, settings, contender, in_storage, IN_BLOCKS[one.optimizer], seed, steps, lambda _: None
-        )
+        choice = Choice(IN_BLOCKS[one.optimizer], settings.weight_decay, None)
+        run = racing.train(task, data, settings, contender, in_storage, choice, seed, steps, lambda _: False)
         one.losses.append(run.score)
         one.blocked = blocked(made[0], 4 if one.state == "int4" else 8)
 
