@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all table check bench memory pages clean
+.PHONY: race test test-slow test-all table check bench memory clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,9 +55,8 @@ memory: $(VENV)/.lab  ## bytes, peaks, times and losses of every storage, and do
 	$(VENV)/bin/python benchmarks/record.py train runs/memory.json
 	$(VENV)/bin/python benchmarks/record.py memory runs/memory.json docs/memory.md
 
-pages: $(VENV)/.lab  ## docs/plan.md and the tables of docs/fit.md, which are computed
+docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted, not timed
 	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md
-	$(VENV)/bin/descend fit --model benchmarks/llama-2-7b.json --memory 24GB --out docs/fit.md
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist runs

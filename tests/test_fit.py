@@ -217,6 +217,17 @@ def test_seven_billion_parameters_fit_into_24_gigabytes(tmp_path: Path) -> None:
     assert command("--model", file, "--memory", "8GB", "--optimizers", "adamw").exit_code == 1
 
 
+def test_the_tables_of_the_documentation_are_its_own() -> None:
+    root = Path(__file__).parents[1]
+    page, memory = (root / "docs" / "fit.md").read_text(), sizes.parse("24GB")
+    found = fitting.needs(model_of(str(root / "benchmarks" / "llama-2-7b.json")), ["adamw"])
+    for table in fitting.tables(*fitting.answers(found, memory), memory):
+        assert table.markdown() in page
+    assert (
+        f"{min(need.peak for need in found if need.way == Way('adamw')) / 2**30:.0f} GiB with AdamW in float32" in page
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
