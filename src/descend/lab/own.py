@@ -16,6 +16,7 @@ import torch
 from descend.catalogue.factory import default_registry
 from descend.catalogue.info import OptimInfo
 
+
 def register(source: str) -> list[str]:
     """Give the optimizers of a file, of a module, or one class (`pkg.module:Class`) names in the catalogue.
 

@@ -16,7 +16,6 @@ from descend.lab.table import Table
 BENCH_STYLE = """\
 .wide tbody th { padding-left: 0; font-weight: 600 }
 tbody tr:first-child td:nth-child(2) b { color: inherit }
-.charts svg { max-width: 36rem; margin: 0 auto }
 @media (min-width: 60rem) { .wide td, .wide th { white-space: nowrap } }
 @media (max-width: 60rem) {
   .wide thead { display: none }
