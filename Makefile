@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all table check bench memory clean
+.PHONY: race test test-slow test-all test-versions table check bench memory clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,21 @@ test-slow: $(VENV)/.dev  ## those: every text of every optimizer, compiled
 
 test-all: $(VENV)/.dev  ## both
 	$(RUN) pytest -n 2
+
+VERSIONS := 2.6.0 2.9.1 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
+ON_VERSIONS := $(addprefix tests/test_,every_torch.py half_precision.py plain_tensors.py compiler.py)
+
+.PRECIOUS: .venv-torch-%/.ready
+.venv-torch-%/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==$* numpy pytest hypothesis
+	$(@D)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+test-versions: $(VERSIONS:%=test-torch-%)  ## the executors on every torch that is named, 5 GB each
+
+test-torch-%: .venv-torch-%/.ready
+	.venv-torch-$*/bin/python -m pytest $(ON_VERSIONS)
 
 table: $(VENV)/.dev  ## record which capabilities pass, and write the tables from the record
 	$(RUN) pytest -n 2 -m capability --record-capabilities=docs/capabilities.json
@@ -59,4 +74,4 @@ docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted,
 	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist runs
+	rm -rf $(VENV) $(BENCH) .venv-torch-* build dist runs

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from oracles import ORACLES
 from oracles.base import Array, Gradients, Options, State
+from oracles.precondition import descending
 
-from descend.linear import eigenbasis, gram
+from descend.linear import eigenbasis, fixed_frame, gram
 from descend.optimizers.kron import _BALANCE, _DECAY, _PROBE, _draw
 from descend.randomness import normal
 
@@ -50,18 +51,18 @@ class Named:
 
 
 class SOAP(Named, ORACLES["SOAP"]):
-    """Gets the first bases: the decomposition of a first factor of low rank is any basis of its null space."""
+    """Gets the fixed vectors; of float32 gradients the first bases, since the least eigenvalues are known to few digits."""
 
     def update(self, p: Array, g: Array, s: State, h: Options, t: int) -> Array:
-        if t == 1:
-            single = np.array_equal(g.astype(np.float32), g)
-            x = torch.tensor(g, dtype=torch.float32 if single else torch.float64)
+        h = {**h, "frame": lambda n: fixed_frame(torch.empty(n, n, dtype=torch.float64)).numpy()}
+        if t == 1 and g.any() and np.array_equal(g.astype(np.float32), g):
+            x = torch.tensor(g, dtype=torch.float32)
             weight = 1 - (h["shampoo_beta"] if h["shampoo_beta"] >= 0 else h["betas"][1])
-            h = {**h, "basis": [None] * g.ndim}
+            h["basis"] = [None] * g.ndim
             for i, n in enumerate(g.shape):
                 if n <= h["max_precond_dim"] and (g.ndim > 1 or h["precondition_1d"]):
                     measured = gram(x, i) / (g.size / n) if h["kl"] else gram(x, i)
-                    h["basis"][i] = eigenbasis(torch.zeros(n, n, dtype=x.dtype).lerp_(measured, weight)).numpy()
+                    h["basis"][i] = eigenbasis(torch.zeros(n, n).lerp_(measured, weight)).numpy()
         return super().update(p, g, s, h, t)
 
 
@@ -98,7 +99,7 @@ class KLSOAP(SOAP):
     def refresh(s: State) -> None:
         for i, (a, q) in enumerate(zip(s["GG"], s["Q"], strict=True)):
             if q is not None:
-                s["eigenvalues"][i] = s["eigenvalues"][i][np.argsort(-np.diag(q.T @ a @ q), kind="stable")]
+                s["eigenvalues"][i] = s["eigenvalues"][i][descending(np.diag(q.T @ a @ q))]
         SOAP.refresh(s)
 
 

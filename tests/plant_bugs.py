@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONTRACT, CHECKPOINTS, BAD_INPUT = "test_contract.py", "test_checkpoints.py", "test_bad_input.py"
+LOADING = "test_loading.py"
+STAGES, HOOKS = "test_stages.py", "test_backward_hooks.py"
 TIMM, SENSITIVITY, LOOKAHEAD = "test_timm.py", "test_sensitivity.py", "test_lookahead.py"
 ADAHESSIAN, ORACLE, SHARDING = "test_adahessian.py", "test_oracle.py", "test_sharding.py"
 
@@ -51,6 +53,8 @@ def bugs() -> Iterator[Bug]:
     yield from in_terms()
     yield from in_rules()
     yield from in_the_engine()
+    yield from in_stages()
+    yield from in_backward()
     yield from in_checkpoints()
     yield from in_storages()
     yield from on_many_machines()
@@ -275,35 +279,119 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
 
 
+def in_stages() -> Iterator[Bug]:
+    ours, text = "ours, planted", "engine/text.py"
+    yield Bug(
+        "caution divides by at least 1e-2 instead of 1e-3", ours, text,
+        "torch.clamp(k.mean(agrees), min=1e-3)", "torch.clamp(k.mean(agrees), min=1e-2)", STAGES, "loop and AdamW and caution",
+    )  # fmt: skip
+    yield Bug(
+        "cautious decay leaves out what has no direction", ours, text,
+        "add_scaled(p, p + p * opposed, -k.decay_amount)",
+        "add_scaled(p, p * torch.sign(p * value_of(d)).clamp_min(0.0), -k.decay_amount)",
+        STAGES, "loop and Lion and cautious_weight_decay",
+    )  # fmt: skip
+    yield Bug(
+        "a unit that is zero is clipped to nothing", ours, text,
+        "torch.clamp(p_norm, min=1e-3) * k.adaptive_grad_clip", "p_norm * k.adaptive_grad_clip",
+        STAGES, "loop and SGD and adaptive_grad_clip",
+    )  # fmt: skip
+    yield Bug(
+        "each element of a vector is a unit", ours, text,
+        "        p_norm, g_norm = k.norms(p, g)\n", "        p_norm, g_norm = torch.abs(p), torch.abs(g)\n",
+        STAGES, "loop and SGD and adaptive_grad_clip",
+    )  # fmt: skip
+    yield Bug(
+        "the update clip ignores the bias correction", ours, text,
+        "k.rms(d) * k.gain", "k.rms(d)", STAGES, "loop and AdamW and update_clip",
+    )  # fmt: skip
+    yield Bug(
+        "hyperball: a zero parameter steps by lr times the raw direction", ours, text,
+        "torch.where(usable, d_norm, 1.0), k.gain)", "torch.where(usable, d_norm, 1.0), 1.0)",
+        STAGES, "loop and AdamW and hyperball",
+    )  # fmt: skip
+    yield Bug(
+        "carried scalars go on in a step that a scaler skips", ours, "engine/counters.py",
+        "        if skipped is not None:\n            values =", "        if False:\n            values =",
+        STAGES, "scaler_skips",
+    )  # fmt: skip
+
+
+def in_backward() -> Iterator[Bug]:
+    hooks = "engine/backward_hooks.py"
+    yield Bug(
+        "a dropped optimizer's hooks stay", "ours", hooks, "handle.remove()", "pass", HOOKS, "dropped_optimizer_is_freed and loop",
+    )  # fmt: skip
+    yield Bug(
+        "a refused gradient stays for step()", "ours", hooks, "            p.grad = None", "            pass",
+        HOOKS, "refused_gradient and loop",
+    )  # fmt: skip
+    yield Bug(
+        "zero_grad() does not begin the step again", "ours", "engine/optimizer.py",
+        "super().zero_grad(set_to_none)\n        self._moved.clear()", "super().zero_grad(set_to_none)",
+        HOOKS, "error_inside_backward and loop",
+    )  # fmt: skip
+
+
 def in_checkpoints() -> Iterator[Bug]:
     kozistr, timm = "pytorch_optimizer", "timm"
     yield Bug(
         "float32 state of bfloat16 parameters is rounded at load", f"{timm} until 1.0.28, torch", "engine/serial.py",
-        "start.copy_(value.reshape(start.shape))", "start.copy_(value.reshape(start.shape).to(p.dtype))",
+        "    value = _fitted(value, start)\n", "    value = _fitted(value, start).to(p.dtype)\n",
         CHECKPOINTS, "rounded and AdamW",
     )  # fmt: skip
     yield Bug(
         "the curvature is not in the checkpoint", f"{timm} Adahessian", "engine/serial.py",
-        "    for name, value in entry.items():\n        scalar",
-        '    for name, value in entry.items():\n        if name == "hessian":\n            continue\n        scalar',
+        "    for name, value in entry.items():\n        try:",
+        '    for name, value in entry.items():\n        if name == "hessian":\n            continue\n        try:',
         CHECKPOINTS, "resumed and Adahessian and update_each",
     )  # fmt: skip
     yield Bug(
         "names are saved and ignored at load", "torch", "engine/serial.py",
-        '    named = all("param_names" in group for group in (*optimizer.param_groups, *saved))', "    named = False",
+        "    if mine is not None and theirs is not None and mine != theirs:", "    if False:",
         CHECKPOINTS, "named and AdamW",
     )  # fmt: skip
     yield Bug(
+        "names that match in part are left to the position", "torch, ours until 0.1", "engine/serial.py",
+        "    if strict and any(differing):", "    if strict and not set(known) & set(home):", LOADING, "differ_are_listed and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "a distributed checkpoint's names are taken for its order", "ours until 0.1", "engine/serial.py",
+        "all(isinstance(key, str) for key in _flat(keys))", "False", LOADING, "matched_names_already",
+    )  # fmt: skip
+    yield Bug(
+        "options of a named group come from where its last parameter was", "none yet", "engine/serial.py",
+        "for name in names if name in home), None)", "for name in reversed(names) if name in home), None)",
+        LOADING, "first_parameter_was and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "steps that were counted for the group begin again", "none yet", "engine/serial.py",
+        'source.group.get("step", 1)', "1", LOADING, "any_form and group and loop",
+    )  # fmt: skip
+    yield Bug(
+        "state without steps counts as fresh", "none yet", "engine/serial.py",
+        'source.group.get("step", 1)', 'source.group.get("step", 0)', LOADING, "counts_no_steps and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "the file decides how to run", "torch", "engine/serial.py",
+        '("params", "param_names", "step", *EXECUTION_DEFAULTS)', '("params", "param_names", "step")',
+        LOADING, "loaders and AdamW",
+    )  # fmt: skip
+    yield Bug(
+        "options of a file are not checked", "torch", "engine/serial.py",
+        "                optimizer._check(groups[-1], optimizer.defaults)", "                pass", LOADING, "constructors and AdamW",
+    )  # fmt: skip
+    yield Bug(
         "slow weights are lost at load", f"{kozistr} Lookahead", "engine/serial.py",
-        "        elif name in optimizer.extra_state:\n", "        elif name in optimizer.extra_state:\n            continue\n",
+        "            elif name in slots:\n", "            elif name in extra:\n                pass\n            elif name in slots:\n",
         LOOKAHEAD, "goes_on_exactly and state_dict",
     )  # fmt: skip
     yield Bug(
-        "a copy loses its base optimizer", f"{timm} Lookahead", "optimizers/lookahead.py",
+        "a copy loses its base optimizer", f"{timm} Lookahead", "optimizers/wrapper.py",
         '"base_optimizer": self.base_optimizer}', "}", LOOKAHEAD, "goes_on_exactly and deepcopy",
     )  # fmt: skip
     yield Bug(
-        "a checkpoint of the base optimizer alone is a KeyError", f"{timm} Lookahead", "optimizers/lookahead.py",
+        "a checkpoint of the base optimizer alone is a KeyError", f"{timm} Lookahead", "optimizers/wrapper.py",
         "                group.setdefault(name, self.defaults[name])", "                pass",
         LOOKAHEAD, "base_optimizer_alone",
     )  # fmt: skip

@@ -70,8 +70,9 @@ def test_lines_name_only_operands_that_exist() -> None:
         kind = type(ours(name, [matrix, vector]))
         known = {"p", "g", "*", *TEMPORARY}
         for variant in ({}, {"amsgrad": True}):
-            h = SimpleNamespace(**{**ours(name, [matrix]).defaults, **variant})
-            known |= {slot for p in (matrix, vector) for slot in kind.slots(h, p)}
+            optimizer = ours(name, [matrix])
+            h = SimpleNamespace(**{**optimizer.defaults, **variant})
+            known |= {slot for p in (matrix, vector) for slot in optimizer.slots_of(p, vars(h))}
         for one in passes_of(kind):
             assert set(f"{one.reads} {one.writes}".split()) <= known, name
             assert one.given in {"", *known, *vars(h)}, name

@@ -315,11 +315,23 @@ def test_no_option_is_swallowed() -> None:
         create_optimizer_v2(parameters(), "sgd", lr=0.1, weigth=1)
 
 
-def test_weight_decay_without_decay_raises(registry: OptimizerRegistry) -> None:
-    with pytest.raises(ValueError, match=r"undecayed has no weight decay: weight_decay=0\.1"):
-        registry.create_optimizer(nn.Linear(2, 2), "undecayed", weight_decay=0.1)
-    groups = registry.create_optimizer(nn.Linear(2, 2), "undecayed").param_groups
+def test_weight_decay_without_decay_is_left_out_with_a_warning(registry: OptimizerRegistry) -> None:
+    for given in (nn.Linear(2, 2), parameters()):
+        with pytest.warns(UserWarning, match=r"undecayed has no weight decay: weight_decay=0\.1 is left out"):
+            optimizer = registry.create_optimizer(given, "undecayed", weight_decay=0.1)
+        assert "weight_decay" not in optimizer.defaults
+        assert all("weight_decay" not in group for group in optimizer.param_groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        groups = registry.create_optimizer(nn.Linear(2, 2), "undecayed").param_groups
     assert all("weight_decay" not in group for group in groups)
+
+
+@pytest.mark.parametrize("name", ("scion", "rprop"))
+def test_scripts_may_pass_weight_decay_to_all(name: str) -> None:
+    with pytest.warns(UserWarning, match=rf"{name} has no weight decay: weight_decay=0\.05 is left out"):
+        optimizer = create_optimizer_v2(nn.Linear(4, 4), name, lr=1e-2, weight_decay=0.05)
+    assert all("weight_decay" not in group for group in optimizer.param_groups)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_offloaded_steps_in_backward_keep_no_room(far: list[int]) -> None:
             optimizer.zero_grad()
     assert small.same(list(model.parameters()), list(twin.parameters()))
     assert far
-    assert not any("offload" in each.memory for each in ours._plans_in_backward)
+    assert not any("offload" in each.memory for each in ours._in_backward.plans.values())
 
 
 def test_offload_refuses_what_cannot_be() -> None:

@@ -42,6 +42,8 @@ TURNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Dion", "rank_multiple_of"): {"rank_fraction": 0.2, "rank_multiple_of": 8},
     ("Dion", "fallback_lr_scale"): {"fallback_lr_scale": 0.3},
     ("Dion", "seed"): {"rank_fraction": 0.5, "seed": 5},
+    **{(name, "fallback"): {"fallback": "lion"} for name in ROUTED},
+    **{(name, "fallback_options"): {"fallback_options": {"betas": (0.5, 0.6)}} for name in ROUTED},
     **{(name, "use_fallback"): {"use_fallback": True} for name in ROUTED},
     **{(name, "use_muon"): {"use_muon": False} for name in ROUTED},
     **{(name, "split"): {"split": 2} for name in ROUTED},

@@ -63,11 +63,6 @@ def even(index: Tensor, step: Tensor | int, stream: int, *keys: Tensor | int) ->
     return (bits >> 8).to(torch.float32) * 2.0**-24
 
 
-def element_index(like: Tensor) -> Tensor:
-    """The row-major index of every element."""
-    return torch.arange(like.numel(), device=like.device).reshape(like.shape)
-
-
 def _mixed(start: int, keys: Sequence[Any]) -> Any:
     """One word of all keys."""
     for word in keys:

@@ -108,6 +108,16 @@ def scaled(x: Tensor, factor: Scalar) -> Tensor:
     return x if isinstance(factor, float) and factor == 1 else x * factor
 
 
+def finite_else(x: Tensor, other: Any) -> Tensor:
+    """x where all of its numbers are finite, else `other`, a tensor of its shape or a number."""
+    return torch.where(torch.isfinite(x).all(), x, other)
+
+
+def bounded(x: Tensor, count: Scalar = 1.0) -> Tensor:
+    """x, no larger than what `count` of can still be summed: an average that was infinite once would be NaN then."""
+    return torch.clamp(x, max=float(torch.finfo(x.dtype).max) / count)
+
+
 def assign(buffer: Tensor, x: Tensor) -> Tensor:
     """buffer ← x."""
     return buffer.copy_(x)
@@ -136,7 +146,8 @@ def cube_root(x: Tensor, eps: Scalar) -> Tensor:
     for _ in range(steps):
         cube = y * y * y
         y = y * ((cube + x * 2) / (cube * 2 + x))
-    return y * torch.sign(x) + eps
+    # Of numbers near the largest the iteration overflows.
+    return torch.where(x < torch.finfo(x.dtype).max / 4, y * torch.sign(x), x) + eps
 
 
 def running_max(maximum: Tensor, x: Tensor) -> Tensor:

@@ -11,7 +11,10 @@ from .base import Array, Gradients, Options, Oracle, State, ema
 
 
 class Lookahead:
-    """Lookahead (arXiv 1907.08610) around another oracle; slow weights are born at the first sync, as in timm."""
+    """Lookahead (arXiv 1907.08610) around another oracle; slow weights are born at the first sync, as in timm.
+
+    A sync that is due waits for a parameter without a gradient, as in timm, but for no longer than to the next one.
+    """
 
     def __init__(self, base: Oracle, alpha: float = 0.5, k: int = 6) -> None:
         self.base, self.groups, self.state = base, base.groups, base.state
@@ -23,22 +26,25 @@ class Lookahead:
         for i, h in enumerate(self.groups):
             h["lookahead_step"] += 1
             if h["lookahead_step"] % h["lookahead_k"] == 0:
-                self.sync(i, [g is not None for g in grads[i]])
+                last = [self.state.get((i, j), {}).get("lookahead_synced", 0) for j in range(len(grads[i]))]
+                overdue = [h["lookahead_step"] - t >= 2 * h["lookahead_k"] for t in last]
+                self.sync(i, [g is not None or late for g, late in zip(grads[i], overdue, strict=True)])
 
     def sync(self, i: int, present: list[bool]) -> None:
-        """Move group i's slow weights towards its fast ones and restart from them; only where there is a gradient."""
+        """Move group i's slow weights towards its fast ones and restart from them, where `present` says so."""
         h = self.groups[i]
         for j, p in enumerate(h["params"]):
             if present[j]:
                 s = self.state.setdefault((i, j), {"step": 0})
+                s["lookahead_synced"] = h["lookahead_step"]
                 slow = s.get("lookahead_slow_buff", p)
                 slow = s["lookahead_slow_buff"] = slow + h["lookahead_alpha"] * (p - slow)
                 h["params"][j] = slow
 
-    def sync_lookahead(self, grads: Gradients) -> None:
-        """Synchronise every group now, whatever its counter says."""
-        for i, row in enumerate(grads):
-            self.sync(i, [g is not None for g in row])
+    def sync_lookahead(self) -> None:
+        """Synchronise every parameter now, whatever the counters say."""
+        for i, h in enumerate(self.groups):
+            self.sync(i, [True] * len(h["params"]))
 
 
 class ScheduleFree(Oracle):

@@ -83,8 +83,12 @@ class SOAP(Oracle):
     """SOAP (arXiv 2409.11321): Adam in Shampoo's eigenbasis; the first step only measures; decay after the step.
 
     Defaults of its authors: lr 3e-3, betas (0.95, 0.95), a refresh every 10 steps, decay 0.01. kl=True takes
-    KL-Shampoo's factors (arXiv 2509.03378). A rank-deficient first factor leaves its basis open: `basis` then gives
-    step 1 the list of bases of each parameter, None where a dimension has none.
+    KL-Shampoo's factors (arXiv 2509.03378).
+
+    The paper leaves three things to rounding. The basis of an eigenspace of equal eigenvalues is here the projection
+    of fixed vectors, which `frame` gives for a size; or `basis` gives step 1 the list of bases of each parameter, None
+    where a dimension has none. A column that depends on those before it in the power iteration keeps the old vector.
+    A row or a column of a rotated gradient that is rounding is 0.
     """
 
     defaults: ClassVar[Options] = dict(
@@ -99,7 +103,7 @@ class SOAP(Oracle):
             s["exp_avg"], s["exp_avg_sq"], s["GG"] = 0 * g, 0 * g, [0.0] * g.ndim
             self.accumulate(g, s, h, used)
             bases = h.get("basis") or [
-                np.linalg.eigh(a)[1][:, ::-1] if use else None for a, use in zip(s["GG"], used, strict=True)
+                eigenbasis(a, h["frame"](len(a))) if use else None for a, use in zip(s["GG"], used, strict=True)
             ]
             s["Q"] = [None if q is None else np.asarray(q, np.float64) for q in bases]
             return p
@@ -138,17 +142,78 @@ class SOAP(Oracle):
         """One power iteration on each basis, sorted by estimated eigenvalue; the second moment is sorted along."""
         for i, (a, q) in enumerate(zip(s["GG"], s["Q"], strict=True)):
             if q is not None:
-                order = np.argsort(-np.diag(q.T @ a @ q), kind="stable")
+                order = descending(np.diag(q.T @ a @ q))
                 s["exp_avg_sq"] = np.take(s["exp_avg_sq"], order, axis=i)
-                s["Q"][i] = np.linalg.qr(a @ q[:, order])[0]
+                s["Q"][i] = power_step(a, q[:, order])
 
 
 def rotate(x: Array, bases: list[Array | None], back: bool = False) -> Array:
-    """x in the eigenbases, or back from them."""
+    """x in the eigenbases, without what is rounding there, or back from them."""
     for i, q in enumerate(bases):
         if q is not None:
             x = along(q if back else q.T, x, i)
+    for i, q in enumerate(bases):
+        if q is not None and not back:
+            rows = np.moveaxis(np.array(x), i, 0)
+            for row in range(len(rows)):
+                if norm(rows[row]) < rounding(len(rows)) * norm(rows):
+                    rows[row] = 0
+            x = np.moveaxis(rows, 0, i)
     return x
+
+
+def rounding(n: int) -> float:
+    """The share of a sum of n products that counts as rounding: of float64, the last six bits do."""
+    return float(2 * np.sqrt(n) * 64 * np.finfo(np.float64).eps)
+
+
+def levels(values: Array) -> list[list[int]]:
+    """The places of numbers from the largest down, together where nothing but rounding lies between neighbours."""
+    found: list[list[int]] = []
+    order = np.argsort(-values, kind="stable")
+    for before, i in zip([None, *order], order, strict=False):
+        if before is None or values[before] - values[i] > rounding(len(values)) * abs(values[order[0]]):
+            found.append([])
+        found[-1].append(int(i))
+    return found
+
+
+def descending(values: Array) -> Array:
+    """The order from the largest down, in which what is rounding stays as it is."""
+    return np.argsort(-np.where(values > rounding(len(values)) * values.max(), values, 0.0), kind="stable")
+
+
+def gram_schmidt(x: Array) -> tuple[Array, Array]:
+    """The columns made orthonormal from the left, and what R holds: lengths as the diagonal, overlaps beside it."""
+    q, r = np.linalg.qr(x)
+    signs = np.where(np.diag(r) < 0, -1.0, 1.0)
+    return q * signs, (r.T * signs).T
+
+
+def eigenbasis(a: Array, frame: Array) -> Array:
+    """Eigenvectors, the largest eigenvalues first; in each eigenspace by projecting the vectors of these places."""
+    values, vectors = np.linalg.eigh(a)
+    if not values[-1] > 0:
+        return np.eye(len(a))
+    parts, done = [], 0
+    for level in levels(values):
+        space = vectors[:, level]
+        projected = space @ (space.T @ frame[:, done : done + len(level)])
+        parts.append(gram_schmidt(projected)[0])
+        done += len(level)
+    return np.concatenate(parts, axis=1)
+
+
+def power_step(a: Array, q: Array) -> Array:
+    """One power iteration, in which a column stays what it was if its length is an error of those before it."""
+    powered = a @ q
+    made, r = gram_schmidt(powered)
+    lengths = np.diag(r)
+    stays = []
+    for j, length in enumerate(lengths):
+        error = np.sqrt(1 + sum((r[i, j] / lengths[i]) ** 2 for i in range(j) if lengths[i] > 0))
+        stays.append(length <= error * rounding(len(q)) * lengths.max())
+    return gram_schmidt(np.where(stays, q, powered))[0] if any(stays) else made
 
 
 class Kron(Oracle):

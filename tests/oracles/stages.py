@@ -22,10 +22,10 @@ def grams(u: Array, g: Array) -> Array:
 
 
 def hyperball(p: Array, u: Array, lr: float) -> Array:
-    """Norm-preserving step (Hyperball, MuonH): lr times p's norm along u, then back to p's norm; zero stays zero."""
+    """Norm-preserving step (Hyperball, MuonH): lr times p's norm along u, then back to p's norm; at zero the plain step."""
     size, length = norm(p), norm(u)
     if size == 0 or length == 0:
-        return p
+        return p - lr * u
     moved = p - lr * size * u / length
     return moved * size / norm(moved)
 

@@ -1,21 +1,28 @@
 """Optimizers by name, parameter groups, and the factory."""
 
+from descend.catalogue.default import default_registry
 from descend.catalogue.factory import (
     create_optimizer,
     create_optimizer_v2,
-    default_registry,
     get_optimizer_class,
     get_optimizer_info,
     list_optimizers,
     optimizer_kwargs,
     state_bytes_per_parameter,
 )
-from descend.catalogue.groups import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
+from descend.catalogue.groups import (
+    auto_group_layers,
+    muon_param_groups,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from descend.catalogue.info import OptimInfo, Paper
+from descend.catalogue.mixed import Mixed
 from descend.catalogue.registry import OptimizerRegistry
 from descend.catalogue.table import ParamRow, ParamTable, param_groups_table
 
 __all__ = [
+    "Mixed",
     "OptimInfo",
     "OptimizerRegistry",
     "Paper",
@@ -28,6 +35,7 @@ __all__ = [
     "get_optimizer_class",
     "get_optimizer_info",
     "list_optimizers",
+    "muon_param_groups",
     "optimizer_kwargs",
     "param_groups_layer_decay",
     "param_groups_table",

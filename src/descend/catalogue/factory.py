@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -11,26 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from descend.catalogue.groups import Kinds
+from descend.catalogue.default import default_registry
+from descend.catalogue.groups import Matcher
 from descend.catalogue.info import OptimInfo, OptimizerClass
-from descend.catalogue.names import ALIASES, all_names
+from descend.catalogue.mixed import PatternRule, create_mixed
+from descend.catalogue.modules import Kinds
 from descend.catalogue.registry import OptimizerRegistry, ParamGroupFn
-
-
-@functools.cache
-def default_registry() -> OptimizerRegistry:
-    """The registry that the functions of this module use, made at its first use. Register your own names here.
-
-    Example:
-        >>> default_registry().get_optimizer_info("nesterov").name
-        'sgd'
-    """
-    registry = OptimizerRegistry()
-    for info in all_names():
-        registry.register(info)
-    for alias, target in ALIASES.items():
-        registry.register_alias(alias, target)
-    return registry
 
 
 def create_optimizer_v2(
@@ -49,11 +34,17 @@ def create_optimizer_v2(
     param_group_fn: ParamGroupFn | None = None,
     *,
     no_weight_decay_kinds: Kinds = (),
+    fallback_kinds: Kinds | None = None,
+    layer_decay_as: Literal["lr", "lr_scale"] = "lr",
+    group_matcher: Matcher | None = None,
+    layers: Literal["auto"] | None = None,
     lookahead_alpha: float | None = None,
     lookahead_k: int | None = None,
+    rules: Sequence[PatternRule] | None = None,
+    allow_empty: bool = False,
     **kwargs: Any,
 ) -> Optimizer:
-    """Make an optimizer by name.
+    """Make an optimizer by name, or a mixture of several by patterns of parameter names.
 
     A model's trainable parameters are grouped: by `param_group_fn` if there is one, else by layer if `layer_decay` is
     given, else by weight decay. What the model's ``no_weight_decay()`` names does not decay.
@@ -68,20 +59,34 @@ def create_optimizer_v2(
         filter_bias_and_bn: scalars, vectors and biases of a model don't decay.
         fallback_list: wildcard patterns of names that a hybrid optimizer (Muon) hands to its fallback.
         fallback_no_weight_decay: what the model's ``no_weight_decay()`` names goes to the fallback, too.
-        layer_decay: the learning rate of a layer over that of the layer after it. >= 0. The groups get their own
-            ``lr``, so every scheduler and none respects it, and the scale as ``layer_scale``.
+        layer_decay: the learning rate of a layer over that of the layer after it. >= 0. Layers are found as in
+            :func:`~descend.param_groups_layer_decay`.
         layer_decay_min_scale: smallest scale of a layer. >= 0.
         layer_decay_no_opt_scale: layers with a smaller scale are frozen and left out. None: no layer is.
         param_group_fn: makes parameter groups from the model, instead of all the above; `weight_decay` then applies to
             the groups that don't have their own.
         no_weight_decay_kinds: what else does not decay, by kind: "norm", "embedding", "bias", or module classes.
+        fallback_kinds: what else of a model a hybrid optimizer (Muon) hands to its fallback, by kind: "embedding",
+            "head" (what the model says is its output, or its last linear layer where that is called so), "router",
+            "patch", "pooler", or module classes. None: embeddings and the head. (): nothing, which is timm's way: shapes
+            and `fallback_list` decide alone. :func:`~descend.param_groups_table` shows who moves what.
+        layer_decay_as: "lr": every group gets its own ``lr``, which every scheduler of torch and none respects, and the
+            scale as ``layer_scale``. "lr_scale": groups keep the whole ``lr``, with the scale as ``lr_scale``, by which
+            timm's schedulers multiply, their warm-up and least rate too; nothing else does.
+        group_matcher: numbers the layers for `layer_decay`, as :func:`~descend.param_groups_layer_decay` reads it.
+        layers: "auto": layers for `layer_decay` are the model's blocks, whatever else it says.
         lookahead_alpha: Lookahead's step towards the fast weights, from 0 to 1. None: 0.5.
         lookahead_k: Lookahead synchronises every so many steps. > 0. None: 6.
+        rules: a rule for each pattern, instead of `opt`: ``(pattern, name)`` or ``(pattern, name, options)``, where a
+            pattern is a shell pattern (``"*.mlp.*"``), a compiled regular expression (found anywhere in the name) or a
+            predicate ``(name, parameter) -> bool``. The first pattern that meets a parameter has it. `lr` and
+            `weight_decay` are those of rules without their own; the result is a :class:`~descend.Mixed`.
+        allow_empty: let a pattern of `rules` meet no parameter.
         **kwargs: further options of the optimizer, such as ``betas``. Options that the name binds give way to them.
 
     Raises:
-        ValueError: for an unknown name, with the nearest ones; a wrong number of betas; arguments that need a model or
-            the prefix ``lookahead_`` without one; a model with nothing to train.
+        ValueError: for an unknown name, with the nearest ones; a wrong number of betas; arguments that need a model,
+            `layer_decay` or the prefix ``lookahead_`` without one; a model with nothing to train.
         TypeError: for an option that the optimizer does not have.
         ImportError: if the optimizer belongs to a package that is not installed.
 
@@ -90,7 +95,34 @@ def create_optimizer_v2(
         >>> [(group["param_names"], group["weight_decay"]) for group in optimizer.param_groups]
         [(['bias'], 0.0), (['weight'], 0.05)]
         >>> optimizer = create_optimizer_v2(nn.Linear(4, 4), "lookahead_sgd", lr=0.1, lookahead_k=5)
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> rules = [("0.weight", "muon", {"lr": 0.02}), ("*", "adamw")]
+        >>> [(group["rule"], group["param_names"]) for group in create_optimizer_v2(model, lr=1e-3, rules=rules).param_groups]
+        [('adamw', ['0.bias', '1.bias', '1.weight']), ('muon', ['0.weight'])]
+
+        The Trainer of transformers calls what is no class without arguments, and the result with the model::
+
+            Trainer(..., optimizer_cls_and_kwargs=(lambda: create_optimizer_v2, {"opt": "muon", "lr": 1e-3}))
     """
+    grouping: dict[str, Any] = {
+        "weight_decay_exclude_1d": filter_bias_and_bn,
+        "fallback_list": fallback_list,
+        "fallback_no_weight_decay": fallback_no_weight_decay,
+        "layer_decay": layer_decay,
+        "layer_decay_min_scale": layer_decay_min_scale,
+        "layer_decay_no_opt_scale": layer_decay_no_opt_scale,
+        "no_weight_decay_kinds": no_weight_decay_kinds,
+        "fallback_kinds": fallback_kinds,
+        "group_matcher": group_matcher,
+        "layers": layers,
+    }
+    if rules is not None:
+        if opt != "sgd" or param_group_fn is not None:
+            raise ValueError("rules and opt, or param_group_fn, exclude each other: rules say how each parameter moves")
+        as_lr = layer_decay_as == "lr"
+        return create_mixed(
+            model_or_params, rules, lr, weight_decay, grouping, as_lr, allow_empty, foreach=foreach, **kwargs
+        )
     return default_registry().create_optimizer(
         model_or_params,
         opt,
@@ -98,16 +130,11 @@ def create_optimizer_v2(
         weight_decay=weight_decay,
         momentum=momentum,
         foreach=foreach,
-        weight_decay_exclude_1d=filter_bias_and_bn,
-        fallback_list=fallback_list,
-        fallback_no_weight_decay=fallback_no_weight_decay,
-        layer_decay=layer_decay,
-        layer_decay_min_scale=layer_decay_min_scale,
-        layer_decay_no_opt_scale=layer_decay_no_opt_scale,
         param_group_fn=param_group_fn,
-        no_weight_decay_kinds=no_weight_decay_kinds,
+        layer_decay_as=layer_decay_as,
         lookahead_alpha=lookahead_alpha,
         lookahead_k=lookahead_k,
+        **grouping,
         **kwargs,
     )
 

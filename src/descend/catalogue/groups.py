@@ -8,25 +8,30 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from descend.catalogue.modules import (
+    Kinds,
+    clean,
+    last_linear,
+    layers_of_blocks,
+    output_layers,
+    owner_of,
+    parameters_of,
+    unwrap,
+)
 from descend.catalogue.table import param_groups_table
 
-Kind = str | type[nn.Module]
-Kinds = Kind | Collection[Kind]
 Matcher = Mapping[str, Any] | Callable[[str], Any]
-
-# Parts of a parameter's name that torch.compile, FSDP and activation checkpointing put there.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 # The ordinal by which a group matcher says: same layer as the one before.
 _JOINS_PREVIOUS = 99999
 
-_KINDS = ("norm", "embedding", "bias")
+# What no orthogonalisation is for, though it is a matrix: what a model reads by, and what it answers by.
+_NOT_HIDDEN = ("norm", "embedding", "bias", "router", "patch", "pooler")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ def param_groups_weight_decay(
     fallback_no_weight_decay: bool = False,
     *,
     no_weight_decay_kinds: Kinds = (),
+    fallback_kinds: Kinds = (),
 ) -> list[dict[str, Any]]:
     """Group a model's trainable parameters into those that decay and those that don't.
 
@@ -61,7 +67,8 @@ def param_groups_weight_decay(
             have ``use_fallback=True``.
         fallback_no_weight_decay: `no_weight_decay_list` goes to the fallback, too.
         no_weight_decay_kinds: leave out by kind: "norm" (normalisation layers: torch's own and every class with Norm
-            in its name), "embedding", "bias", or module classes.
+            in its name), "embedding", "bias", "head", "router", "patch", "pooler", "experts", or module classes.
+        fallback_kinds: what goes to the fallback, by kind.
 
     Returns:
         Up to four groups (``params``, ``param_names``, ``weight_decay`` and, only if true, ``use_fallback``): without
@@ -84,6 +91,7 @@ def param_groups_weight_decay(
         fallback_list=fallback_list,
         fallback_no_weight_decay=fallback_no_weight_decay,
         no_weight_decay_kinds=no_weight_decay_kinds,
+        fallback_kinds=fallback_kinds,
     ).groups
 
 
@@ -100,11 +108,17 @@ def param_groups_layer_decay(
     verbose: bool = False,
     *,
     no_weight_decay_kinds: Kinds = (),
+    fallback_kinds: Kinds = (),
+    group_matcher: Matcher | None = None,
+    layers: Literal["auto"] | None = None,
 ) -> list[dict[str, Any]]:
     r"""Group a model's trainable parameters by layer, each with its share of the learning rate under ``lr_scale``.
 
-    Layer i of n learns at layer_decay^(n - 1 - i) of the rate. Layers come from the model's ``group_matcher()``, else
-    from :func:`auto_group_layers`; one whose parameters are all frozen does not count. The groups carry ``lr_scale``
+    Layer i of n learns at layer_decay^(n - 1 - i) of the rate. Layers come from `group_matcher`, else from the model's
+    ``group_matcher()``, also inside a wrapper such as PeftModel; else, if the model has ``pretrained_cfg``, from
+    :func:`auto_group_layers`; else from its blocks, the elements of its longest ``nn.ModuleList``: what comes before
+    them is the first layer, a norm behind them joins the last block, the rest is the last layer. A layer whose
+    parameters are all frozen does not count. The groups carry ``lr_scale``
     for training loops and schedulers that apply it; torch's don't: there, use
     ``create_optimizer_v2(model, layer_decay=...)``, which writes the rate itself.
 
@@ -120,12 +134,16 @@ def param_groups_layer_decay(
         no_opt_scale: layers with a smaller scale are frozen and left out. None: no layer is.
         verbose: log the groups.
         no_weight_decay_kinds: what else does not decay, by kind: "norm", "embedding", "bias", or module classes.
+        fallback_kinds: what else goes to the fallback, by kind.
+        group_matcher: numbers the layers, as :func:`group_with_matcher` reads it, instead of the model's own.
+        layers: "auto": by the model's blocks, whatever else it says. None: see above.
 
     Returns:
         A group for each layer and treatment, in the order of the model.
 
     Raises:
-        ValueError: for an unknown kind, or a factor or scale that is negative or not finite.
+        ValueError: for an unknown kind, a factor or scale that is negative or not finite, or both `group_matcher` and
+            `layers`.
 
     Example:
         >>> class Net(nn.Sequential):
@@ -146,6 +164,9 @@ def param_groups_layer_decay(
         fallback_list=fallback_list,
         fallback_no_weight_decay=fallback_no_weight_decay,
         no_weight_decay_kinds=no_weight_decay_kinds,
+        fallback_kinds=fallback_kinds,
+        group_matcher=group_matcher,
+        layers=layers,
     )
     for param in grouping.frozen:
         param.requires_grad_(False)
@@ -175,7 +196,7 @@ def auto_group_layers(model: nn.Module, layers_per_group: int = 12, num_groups: 
         {'0.weight': 0, '0.bias': 1, '1.weight': 2, '1.bias': 2}
     """
     inner, _ = unwrap(model)
-    names = [_clean(name) for name, _ in inner.named_parameters()]
+    names = [clean(name) for name, _ in inner.named_parameters()]
     head = (getattr(inner, "pretrained_cfg", None) or {}).get("classifier") or ""
     prefixes = (head,) if isinstance(head, str) else tuple(head)
     trunk = [name for name in names if not name.startswith(prefixes)]
@@ -237,20 +258,24 @@ def group_by_layer(
     min_scale: float,
     no_opt_scale: float | None,
     weight_decay: float | None,
+    group_matcher: Matcher | None = None,
+    layers: Literal["auto"] | None = None,
     **rules: Any,
 ) -> Grouping:
     """:func:`param_groups_layer_decay`, but without freezing anything yet."""
     for name, value in (("layer_decay", layer_decay), ("min_scale", min_scale), ("no_opt_scale", no_opt_scale or 0.0)):
         if not 0.0 <= value < math.inf:
             raise ValueError(f"{name}={value!r}, expected a finite number >= 0")
+    if layers not in (None, "auto") or (layers and group_matcher is not None):
+        raise ValueError(f"layers={layers!r}, expected None or 'auto', and None with a group_matcher")
     treat = _Treatment.of(model, names_of_bias=False, **rules)
     members = _members(model)
-    layers = _trainable_layers(model, members)
-    last = max(layers.values(), default=0)
+    numbers = _trainable_layers(model, members, group_matcher, layers)
+    last = max(numbers.values(), default=0)
     buckets: dict[tuple[int, bool, bool], list[_Member]] = {}
     frozen: list[nn.Parameter] = []
     for member in members:
-        layer = layers[member.name]
+        layer = numbers[member.name]
         if no_opt_scale and _layer_scale(layer, last, layer_decay, min_scale) < no_opt_scale:
             frozen.append(member.param)
         else:
@@ -267,16 +292,63 @@ def group_by_layer(
 
 def names_without_decay(model: nn.Module) -> frozenset[str]:
     """What the model's ``no_weight_decay()`` returns; nothing if it has none."""
-    method = getattr(unwrap(model)[0], "no_weight_decay", None)
-    return frozenset(method()) if method is not None else frozenset()
+    owner = owner_of(model, "no_weight_decay")
+    return frozenset(owner[1] + name for name in owner[0].no_weight_decay()) if owner else frozenset()  # type: ignore[operator]
 
 
-def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
-    """The user's own module inside its wrappers, and the prefix that they give to its parameters' names."""
-    prefix = ""
-    while (name := _wrapped_child(model)) is not None:
-        model, prefix = model.get_submodule(name), f"{prefix}{name}."
-    return model, prefix
+def muon_param_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float | None = None,
+    head: str | Collection[str] | None = None,
+    any_shape: bool = False,
+) -> list[dict[str, Any]]:
+    """Groups for Muon and its kin: hidden matrices, and with ``use_fallback=True`` what AdamW moves better.
+
+    Embeddings, patch embeddings, the head, routers of experts, poolers, normalisation layers, biases and all vectors
+    fall back. Experts whose matrices are stacked in one parameter get ``stacked=True``.
+
+    Args:
+        model: whose parameters to group; frozen ones are left out.
+        weight_decay: of matrices and embeddings; vectors then get 0. None: leave it to the optimizer.
+        head: wildcard patterns of the output layer's parameter names. None: the layer that the model's
+            ``get_classifier()`` or ``get_output_embeddings()`` returns, else its last linear layer.
+        any_shape: hidden matrices are orthogonalised whatever the ratio of their sides, LoRA's narrow factors too. False:
+            those with a ratio above 128, or a side below 4, are the fallback's.
+
+    Returns:
+        Groups with names, ready for an optimizer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        >>> [(group["use_fallback"], group["param_names"]) for group in muon_param_groups(model)]
+        [(False, ['0.weight']), (True, ['0.bias', '2.weight', '2.bias'])]
+    """
+    outside = parameters_of(model, _NOT_HIDDEN, "kinds") | _head(model, head)
+    experts = parameters_of(model, "experts", "kinds")
+    buckets: dict[tuple[tuple[str, Any], ...], list[_Member]] = {}
+    for member in _members(model):
+        p = member.param
+        vector = p.dim() < 2 or member.name.endswith("bias")
+        treatment: dict[str, Any] = {"use_fallback": vector or p in outside}
+        if weight_decay is not None:
+            treatment["weight_decay"] = 0.0 if vector else weight_decay
+        if not treatment["use_fallback"] and p in experts:
+            treatment["stacked"] = True
+        if not treatment["use_fallback"] and any_shape and p.dim() == 2 and 1 not in p.shape:
+            treatment["use_muon"] = True
+        buckets.setdefault(tuple(treatment.items()), []).append(member)
+    return [{**_named(members), **dict(treatment)} for treatment, members in buckets.items()]
+
+
+def _head(model: nn.Module, patterns: str | Collection[str] | None) -> set[nn.Parameter]:
+    """The output layer's parameters: of these names, or of the layer that the model says, or its last linear layer."""
+    if patterns is not None:
+        return {member.param for member in _members(model) if member.matches(_patterns(patterns))}
+    layers = output_layers(model)
+    if not layers and (last := last_linear(model)[1]) is not None:
+        layers = [last]
+    return {p for layer in layers for p in layer.parameters()}
 
 
 @dataclass(frozen=True)
@@ -300,6 +372,7 @@ class _Treatment:
     bare: tuple[str, ...]
     fallback: tuple[str, ...]
     of_kind: frozenset[nn.Parameter]
+    fallback_of_kind: frozenset[nn.Parameter]
 
     @classmethod
     def of(
@@ -312,19 +385,21 @@ class _Treatment:
         fallback_list: Collection[str],
         fallback_no_weight_decay: bool,
         no_weight_decay_kinds: Kinds,
+        fallback_kinds: Kinds = (),
     ) -> _Treatment:
         bare, fallback = _patterns(no_weight_decay_list), _patterns(fallback_list)
         if fallback_no_weight_decay:
             fallback += bare
-        kinds = _parameters_of(model, no_weight_decay_kinds)
-        return cls(weight_decay_exclude_1d, names_of_bias, bare, fallback, kinds)
+        bare_kinds = parameters_of(model, no_weight_decay_kinds, "no_weight_decay_kinds")
+        kinds = parameters_of(model, fallback_kinds, "fallback_kinds")
+        return cls(weight_decay_exclude_1d, names_of_bias, bare, fallback, bare_kinds, kinds)
 
     def decays(self, member: _Member) -> bool:
         small = member.param.ndim <= 1 or (self.names_of_bias and member.name.endswith(".bias"))
         return not (self.exclude_1d and small) and member.param not in self.of_kind and not member.matches(self.bare)
 
     def falls_back(self, member: _Member) -> bool:
-        return member.matches(self.fallback)
+        return member.param in self.fallback_of_kind or member.matches(self.fallback)
 
 
 def _members(model: nn.Module) -> list[_Member]:
@@ -335,37 +410,49 @@ def _members(model: nn.Module) -> list[_Member]:
         if param.requires_grad:
             names.setdefault(param, []).append(name)
     return [
-        _Member(param, _clean(raw[0]), tuple(dict.fromkeys(alias for n in raw for alias in (_clean(n), prefix + n))))
+        _Member(param, clean(raw[0]), tuple(dict.fromkeys(alias for n in raw for alias in (clean(n), prefix + n))))
         for param, raw in names.items()
     ]
 
 
 def _group(members: Sequence[_Member], weight_decay: float, fallback: bool) -> dict[str, Any]:
-    group: dict[str, Any] = {
-        "params": [member.param for member in members],
-        "param_names": [member.name for member in members],
-        "weight_decay": weight_decay,
-    }
+    group = {**_named(members), "weight_decay": weight_decay}
     return {**group, "use_fallback": True} if fallback else group
 
 
-def _trainable_layers(model: nn.Module, members: Sequence[_Member]) -> dict[str, int]:
+def _named(members: Sequence[_Member]) -> dict[str, Any]:
+    return {"params": [member.param for member in members], "param_names": [member.name for member in members]}
+
+
+def _trainable_layers(
+    model: nn.Module, members: Sequence[_Member], group_matcher: Matcher | None, layers: str | None
+) -> dict[str, int]:
     """The number of each trainable parameter's layer, counting only layers that train."""
-    inner, _ = unwrap(model)
-    group_matcher = getattr(inner, "group_matcher", None)
-    if group_matcher is not None:
-        names = [_clean(name) for name, _ in inner.named_parameters()]
-        layers = group_with_matcher(names, group_matcher(coarse=False))
-    else:
-        layers = auto_group_layers(inner)
-    if len(set(layers.values())) == 1:
+    numbers = _layers(model, group_matcher, layers)
+    if len(set(numbers.values())) == 1:
         warnings.warn(
-            f"layer decay has no effect, all parameters of {type(inner).__name__} are in one layer: give the model "
-            'a group_matcher(), or pretrained_cfg["classifier"], the name of its head',
+            f"layer decay has no effect, all parameters of {type(unwrap(model)[0]).__name__} are in one layer: give the "
+            'model a group_matcher(), or pretrained_cfg["classifier"], the name of its head, or pass group_matcher',
             stacklevel=5,
         )
-    ranks = {layer: rank for rank, layer in enumerate(sorted({layers[member.name] for member in members}))}
-    return {member.name: ranks[layers[member.name]] for member in members}
+    ranks = {layer: rank for rank, layer in enumerate(sorted({numbers[member.name] for member in members}))}
+    return {member.name: ranks[numbers[member.name]] for member in members}
+
+
+def _layers(model: nn.Module, group_matcher: Matcher | None, layers: str | None) -> dict[str, int]:
+    """The number of each parameter's layer, from the first of the places that say it."""
+    inner, _ = unwrap(model)
+    names = [clean(name) for name, _ in inner.named_parameters()]
+    owner = owner_of(model, "group_matcher")
+    if group_matcher is not None:
+        return group_with_matcher(names, group_matcher)
+    if layers is None and owner is not None:
+        own = {name.removeprefix(owner[1]): name for name in names}
+        matched = group_with_matcher(own, owner[0].group_matcher(coarse=False))  # type: ignore[operator]
+        return {own[name]: number for name, number in matched.items()}
+    if layers is None and getattr(inner, "pretrained_cfg", None):
+        return auto_group_layers(inner)
+    return layers_of_blocks(inner) or dict.fromkeys(names, 0)
 
 
 def _layer_scale(layer: int, last: int, layer_decay: float, min_scale: float) -> float:
@@ -399,48 +486,5 @@ def _by_function(matcher: Callable[[str], Any]) -> Callable[[str], tuple[float, 
     return ordinal
 
 
-def _parameters_of(model: nn.Module, kinds: Kinds) -> frozenset[nn.Parameter]:
-    """The parameters that a module of one of these kinds holds itself."""
-    wanted: tuple[Kind, ...] = (kinds,) if isinstance(kinds, (str, type)) else tuple(kinds)
-    for kind in wanted:
-        if isinstance(kind, str) and kind not in _KINDS:
-            near = get_close_matches(kind, _KINDS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            expected = f"a module class or one of {', '.join(map(repr, _KINDS))}"
-            raise ValueError(f"no_weight_decay_kinds has {kind!r}{hint}, expected {expected}")
-    return frozenset(
-        param
-        for module in (model.modules() if wanted else ())
-        for name, param in module.named_parameters(recurse=False)
-        if any(_is_kind(module, name, kind) for kind in wanted)
-    )
-
-
-def _is_kind(module: nn.Module, name: str, kind: Kind) -> bool:
-    if not isinstance(kind, str):
-        return isinstance(module, kind)
-    if kind == "bias":
-        return name.endswith("bias")
-    if kind == "embedding":
-        return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-    return any("Norm" in base.__name__ for base in type(module).__mro__)
-
-
 def _patterns(patterns: Collection[str]) -> tuple[str, ...]:
     return (patterns,) if isinstance(patterns, str) else tuple(patterns)
-
-
-def _clean(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _wrapped_child(model: nn.Module) -> str | None:
-    """The name of the one module that `model` only wraps; None if `model` is the user's own."""
-    if any(hasattr(type(model), method) for method in ("no_weight_decay", "group_matcher")):
-        return None
-    children = [name for name, _ in model.named_children()]
-    for name in _WRAPPERS:
-        if name in children:
-            return name
-    own = next(model.parameters(recurse=False), None)
-    return "module" if children == ["module"] and own is None else None

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from descend.catalogue.groups import (
-    Grouping,
-    Kinds,
-    group_by_decay,
-    group_by_layer,
-    names_without_decay,
-)
+from descend.catalogue.groups import Grouping, Matcher, group_by_decay, group_by_layer, names_without_decay
 from descend.catalogue.info import OptimInfo, OptimizerClass, import_class
+from descend.catalogue.modules import Kinds
+from descend.engine.options import plain
 
 ParamGroupFn = Callable[[nn.Module], ParamsT]
+
+# What the fallback of a hybrid optimizer gets of a model, where the caller says nothing.
+_FALLBACK_KINDS = ("embedding", "head")
 
 
 class OptimizerRegistry:
@@ -145,6 +144,10 @@ class OptimizerRegistry:
         param_group_fn: ParamGroupFn | None = None,
         *,
         no_weight_decay_kinds: Kinds = (),
+        fallback_kinds: Kinds | None = None,
+        layer_decay_as: Literal["lr", "lr_scale"] = "lr",
+        group_matcher: Matcher | None = None,
+        layers: Literal["auto"] | None = None,
         lookahead_alpha: float | None = None,
         lookahead_k: int | None = None,
         **kwargs: Any,
@@ -157,6 +160,8 @@ class OptimizerRegistry:
                 f"lookahead_{next(iter(lookahead))} acts only with the prefix 'lookahead_': "
                 f"write opt='lookahead_{info.name}', got opt={opt!r}"
             )
+        if layer_decay_as not in ("lr", "lr_scale"):
+            raise ValueError(f"layer_decay_as={layer_decay_as!r}, expected 'lr' or 'lr_scale'")
         opt_class = info.load()
         options = _options(info, weight_decay, momentum, kwargs, _given(lr=lr, foreach=foreach))
 
@@ -169,40 +174,38 @@ class OptimizerRegistry:
                 param_group_fn=param_group_fn,
                 fallback_list=fallback_list,
                 no_weight_decay_kinds=no_weight_decay_kinds,
+                fallback_kinds=fallback_kinds,
             )
             params = model_or_params
         elif param_group_fn is not None:
             params = param_group_fn(model_or_params)
         else:
-            rules: dict[str, Any] = {
-                "weight_decay": weight_decay,
-                "weight_decay_exclude_1d": weight_decay_exclude_1d,
-                "no_weight_decay_list": names_without_decay(model_or_params),
-                "fallback_list": fallback_list,
-                "fallback_no_weight_decay": fallback_no_weight_decay,
-                "no_weight_decay_kinds": no_weight_decay_kinds,
-            }
-            if layer_decay is None:
-                grouping = group_by_decay(model_or_params, **rules)
-            else:
-                base_lr = _base_lr(info, opt_class, options)
-                grouping = group_by_layer(
-                    model_or_params,
-                    layer_decay=layer_decay,
-                    min_scale=layer_decay_min_scale,
-                    no_opt_scale=layer_decay_no_opt_scale,
-                    **rules,
-                )
-                _write_lr(grouping, base_lr)
+            if fallback_kinds is None:
+                fallback_kinds = _FALLBACK_KINDS if _has_fallback(opt_class) else ()
+            grouping = group_model(
+                model_or_params,
+                weight_decay,
+                weight_decay_exclude_1d=weight_decay_exclude_1d,
+                fallback_list=fallback_list,
+                fallback_no_weight_decay=fallback_no_weight_decay,
+                layer_decay=layer_decay,
+                layer_decay_min_scale=layer_decay_min_scale,
+                layer_decay_no_opt_scale=layer_decay_no_opt_scale,
+                no_weight_decay_kinds=no_weight_decay_kinds,
+                fallback_kinds=fallback_kinds,
+                group_matcher=group_matcher,
+                layers=layers,
+            )
+            if layer_decay is not None and layer_decay_as == "lr":
+                _write_lr(grouping, _base_lr(info, opt_class, options))
             if not grouping.groups:
                 raise ValueError(f"{info.name}: the model {type(model_or_params).__name__} has no parameter to train")
             params, frozen = grouping.groups, grouping.frozen
-            options["weight_decay"] = 0.0
-            if not info.has_weight_decay:
+            if info.has_weight_decay:
+                options["weight_decay"] = 0.0
+            else:
                 for group in grouping.groups:
                     del group["weight_decay"]
-        if not info.has_weight_decay:
-            del options["weight_decay"]
 
         optimizer = opt_class(params, **options)
         if wrap:
@@ -262,16 +265,57 @@ def _options(
     options = {**(info.defaults or {}), **given, **kwargs, "weight_decay": weight_decay or 0.0}
     if info.has_momentum:
         options.setdefault("momentum", momentum)
-    if weight_decay and not info.has_weight_decay:
-        raise ValueError(f"{info.name} has no weight decay: weight_decay={weight_decay!r}, expected 0")
-    # Training scripts pass these two to whatever optimizer is chosen, so they are no error here.
-    for name, taken in (("eps", info.has_eps), ("betas", info.has_betas)):
-        if not taken and (value := options.pop(name, None)) is not None:
-            warnings.warn(f"{info.name} has no {name}: {name}={value!r} is left out", stacklevel=4)
+    # Training scripts pass these to whatever optimizer is chosen, so they are no error here.
+    for name, taken in (("eps", info.has_eps), ("betas", info.has_betas), ("weight_decay", info.has_weight_decay)):
+        value = None if taken else options.pop(name, None)
+        if value is not None and (value or name != "weight_decay"):
+            warnings.warn(f"{info.name} has no {name.replace('_', ' ')}: {name}={value!r} is left out", stacklevel=4)
     betas = options.get("betas")
     if betas is not None and len(betas) != info.num_betas:
         raise ValueError(f"{info.name} takes {info.num_betas} betas, got betas={betas!r}")
     return options
+
+
+def group_model(
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    layer_decay: float | None,
+    layer_decay_min_scale: float,
+    layer_decay_no_opt_scale: float | None,
+    group_matcher: Matcher | None,
+    layers: Literal["auto"] | None,
+    fallback_kinds: Kinds | None,
+    **treatment: Any,
+) -> Grouping:
+    """A model's parameters, grouped by weight decay and fallback, and by layer where there is layer decay."""
+    rules = {
+        **treatment,
+        "weight_decay": weight_decay,
+        "no_weight_decay_list": names_without_decay(model),
+        "fallback_kinds": fallback_kinds or (),
+    }
+    if layer_decay is None:
+        for name, value in _given(group_matcher=group_matcher, layers=layers).items():
+            raise ValueError(f"{name}={value!r} numbers the layers for layer_decay: pass layer_decay, too")
+        return group_by_decay(model, **rules)
+    return group_by_layer(
+        model,
+        layer_decay=layer_decay,
+        min_scale=layer_decay_min_scale,
+        no_opt_scale=layer_decay_no_opt_scale,
+        group_matcher=group_matcher,
+        layers=layers,
+        **rules,
+    )
+
+
+def _has_fallback(opt_class: OptimizerClass) -> bool:
+    """Whether an optimizer hands what is no hidden matrix to another rule, which groups can ask for."""
+    try:
+        return "use_fallback" in inspect.signature(opt_class).parameters
+    except ValueError:  # a class written in C says nothing
+        return False
 
 
 def _needs_model(params: object, **arguments: Any) -> None:
@@ -284,7 +328,7 @@ def _needs_model(params: object, **arguments: Any) -> None:
 
 def _base_lr(info: OptimInfo, opt_class: OptimizerClass, options: Mapping[str, Any]) -> float | Tensor:
     """The learning rate that layer decay scales: the one passed, else the class's own."""
-    lr = options.get("lr")
+    lr = plain(options.get("lr"))
     if lr is None:
         parameter = inspect.signature(opt_class).parameters.get("lr")
         lr = parameter.default if parameter is not None else None

@@ -128,12 +128,12 @@ def param_groups_table(optimizer_or_groups: Optimizer | Iterable[Any]) -> ParamT
 def _named(group: Mapping[str, Any], index: int) -> Iterator[tuple[str, Tensor]]:
     params = group["params"]
     entries = [params] if isinstance(params, Tensor) else list(params)
-    names = group.get("param_names")
+    names = group.get("param_names") or ()
     for position, entry in enumerate(entries):
         if isinstance(entry, tuple):
             yield entry
         else:
-            yield names[position] if names else f"{index}.{position}", entry
+            yield names[position] if position < len(names) else f"{index}.{position}", entry
 
 
 def _row(name: str, p: Tensor, index: int, group: Mapping[str, Any], optimizer: Optimizer | None) -> ParamRow:

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from descend.engine.job import Job
-
-#: From here on float32 counts no more: a counter goes on in float64.
-_LARGEST = 1 << 24
+from descend.engine.placing import LARGEST_COUNT
 
 
 def new_counters(counts: Sequence[float]) -> list[Tensor]:
     """Step counters on the host as views of one tensor, so that one read sees all and one addition counts all."""
-    dtype = torch.float64 if any(count >= _LARGEST for count in counts) else torch.float32
+    dtype = torch.float64 if any(count >= LARGEST_COUNT for count in counts) else torch.float32
     return list(torch.tensor(counts, dtype=dtype, device="cpu").unbind())
 
 
@@ -51,7 +49,7 @@ class Counters:
         if pointers != self._pointers:
             self._pointers, self._together = pointers, _together(steps)
         values: list[float] = (torch.stack(steps) if self._together is None else self._together).tolist()
-        if max(values) >= _LARGEST - 1 and _widen(jobs):
+        if max(values) >= LARGEST_COUNT - 1 and _widen(jobs):
             self._pointers, self._together = [], None
         return values
 
@@ -82,7 +80,9 @@ def _together(steps: Sequence[Tensor]) -> Tensor | None:
 
 def _widen(jobs: Sequence[Job]) -> bool:
     """Let counters that float32 would stop go on in float64; whether there were any."""
-    stopping = [job for job in jobs if job.home["step"].dtype != torch.float64 and job.home["step"] >= _LARGEST - 1]
+    stopping = [
+        job for job in jobs if job.home["step"].dtype != torch.float64 and job.home["step"] >= LARGEST_COUNT - 1
+    ]
     for job in stopping:
         job.home["step"] = job.home["step"].double()
     return bool(stopping)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from descend.engine.backward_hooks import BackwardHooks, owner_of
 from descend.engine.executors.profile import profile
 from descend.engine.optimizer import Optimizer
-from descend.engine.plan import Plan, trial_jobs
+from descend.engine.plan import trial_jobs
 
 Made = TypeVar("Made", bound=Optimizer)
 
@@ -19,12 +19,16 @@ def step_in_backward(model: nn.Module, optimizer_fn: Callable[[Iterable[tuple[st
     """An optimizer whose parameters move inside ``loss.backward()``, so that no two gradients have to exist at a time.
 
     ``optimizer.step()`` then only ends the step, and is still to be called after every backward; ``zero_grad()`` finds
-    nothing to do. Schedulers, hooks of ``step()``, checkpoints and resuming are as they are elsewhere: a backward pass
-    uses the options that the groups have at the time. Parameters that are frozen now, and trained later, move in
-    ``step()``. A deep copy of the optimizer moves all of its parameters there.
+    nothing to free. After an error inside backward it begins the step again: parameters that have moved stay moved.
+    Schedulers, hooks of ``step()``, checkpoints and resuming are as they are elsewhere: a backward pass uses the options
+    that the groups have at the time. Parameters that are frozen now, and trained later, move in ``step()``. A deep copy
+    of the optimizer moves all of its parameters there, and so does the optimizer after ``remove_backward_hooks()``.
+    The hooks go with the optimizer when it is dropped.
 
-    What needs all gradients at once cannot be had: ``torch.nn.utils.clip_grad_norm_`` finds no gradients and clips
-    nothing; use an optimizer's own ``update_clip`` or ``adaptive_grad_clip``, which look at one parameter.
+    What needs all gradients at once cannot be had. ``torch.nn.utils.clip_grad_norm_`` finds no gradients, returns 0 and
+    clips nothing, which nobody can notice from within the optimizer: switch off the clipping of a training framework
+    (``max_grad_norm=0`` for the Trainer of transformers, whose default is 1.0; ``gradient_clip_val=None`` for
+    Lightning), and use an optimizer's own ``update_clip`` or ``adaptive_grad_clip``, which look at one parameter.
 
     Args:
         model: the module that is trained, also under ``fully_shard``; not inside DistributedDataParallel, which
@@ -38,8 +42,9 @@ def step_in_backward(model: nn.Module, optimizer_fn: Callable[[Iterable[tuple[st
         TypeError: if it is no optimizer of descend, or wraps one (Lookahead, SAM).
         ValueError: if its rule needs the gradients of all parameters before one moves; the message names the option to
             change; for ``skip_nonfinite`` too. Also for second-order optimizers and for a model in DistributedDataParallel.
-        RuntimeError: at the second backward pass before ``step()``, which would be gradient accumulation, before
-            anything has moved; and by a GradScaler's step.
+        RuntimeError: if another optimizer moves one of the parameters in backward. Later, inside backward, at the second
+            gradient of a parameter before ``step()``, by which it does not move: gradient accumulation, or a layer that
+            several reentrant activation checkpoints share; and by a GradScaler's step.
 
     Example:
         >>> import descend
@@ -60,13 +65,7 @@ def step_in_backward(model: nn.Module, optimizer_fn: Callable[[Iterable[tuple[st
         )
     optimizer = optimizer_fn(model.named_parameters())
     _check(optimizer)
-    moved: set[Tensor] = set()
-    groups = enumerate(optimizer.param_groups)
-    places = [(i, j, p) for i, group in groups for j, p in enumerate(group["params"]) if p.requires_grad]
-    plans = [Plan([(i, j)]) for i, j, _ in places]
-    for (_, _, p), plan in zip(places, plans, strict=True):
-        p.register_post_accumulate_grad_hook(partial(_move, optimizer, plan, moved))
-    optimizer._in_backward, optimizer._plans_in_backward = moved, tuple(plans)
+    optimizer._in_backward = BackwardHooks(optimizer)
     return optimizer
 
 
@@ -76,6 +75,14 @@ def _check(optimizer: Optimizer) -> None:
         raise TypeError(
             f"step_in_backward: optimizer_fn made a {kind}, expected an optimizer of descend that wraps no other"
         )
+    for i, group in enumerate(optimizer.param_groups):
+        for j, p in enumerate(group["params"]):
+            if (other := owner_of(p)) is not None:
+                raise RuntimeError(
+                    f"step_in_backward: parameter {optimizer.name_of(i, j)} moves in backward already, by "
+                    f"{'this' if other is optimizer else 'another'} {type(other).__name__}; call its "
+                    "remove_backward_hooks(), or drop all references to it"
+                )
     if getattr(optimizer, "is_second_order", False):
         raise ValueError(f"step_in_backward: {kind} differentiates the gradients, which are to be freed; use another")
     if any(group["skip_nonfinite"] for group in optimizer.param_groups):
@@ -86,14 +93,3 @@ def _check(optimizer: Optimizer) -> None:
         raise ValueError(
             f"step_in_backward: {kind} needs the gradients of all parameters before one moves; {optimizer.waits_for_all}"
         )
-
-
-def _move(optimizer: Optimizer, plan: Plan, moved: set[Tensor], p: Tensor) -> None:
-    if p in moved:
-        raise RuntimeError(
-            "a second backward pass before optimizer.step(): step_in_backward() cannot accumulate gradients. Call "
-            "step() after every backward, and switch accumulation off (gradient_accumulation_steps=1) or take a larger batch"
-        )
-    optimizer._step_alone(plan)
-    moved.add(p)
-    p.grad = None

@@ -145,9 +145,19 @@ def real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor is what its memory says: of no class with a dispatch of its own, not lazily changed."""
+    return type(x).__torch_dispatch__ is Tensor.__torch_dispatch__ and not (x.is_conj() or x.is_neg())
+
+
+def resolved(x: Tensor) -> Tensor:
+    """A tensor whose lazy conjugation or negation, if there is one, is carried out on a copy."""
+    return x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x
+
+
 def values_of(job: Job) -> tuple[Tensor, Tensor]:
     """The parameter and its gradient as reals, the gradient in the parameter's memory layout."""
-    p, g = job.param.detach(), job.grad.detach() if job.grad.requires_grad else job.grad
+    p, g = job.param.detach(), resolved(job.grad.detach() if job.grad.requires_grad else job.grad)
     if p.is_complex():
         p, g = real(p), real(g)
     if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride():

@@ -59,6 +59,18 @@ class Across:
         """Complete sums over every tensor of the step; `begin` gives those over the tensors in hand."""
         return begin()
 
+    def sum(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
+        """The sum of the part in hand, over these dimensions, which stay as size 1; None: over all."""
+        return x.sum() if dims is None else x.sum(dims, keepdim=True)
+
+    def square(self, x: Any) -> Any:
+        """The sum of the squares of the part in hand."""
+        if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
+            flat = x.view(-1)
+            return torch.dot(flat, flat)
+        norm = torch.linalg.vector_norm(x)
+        return norm * norm
+
 
 class OverallKnown(Across):
     """Tensors are whole, but sums over all tensors come from earlier passes over the model."""
@@ -101,7 +113,7 @@ class Known:
 
     def sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over all elements of each."""
-        return self.across.own(tuple(x.sum() for x in xs), (None,) * len(xs))
+        return self.across.own(tuple(map(self.across.sum, xs)), (None,) * len(xs))
 
     def complete(self, *begun: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """Sums that the text has begun over the part in hand, each with the dimensions that it sums over."""
@@ -109,7 +121,9 @@ class Known:
 
     def sums_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the sums over these dimensions, which stay as size 1."""
-        return self.complete(*((x.sum(dims, keepdim=True) if dims else x, dims) for x, dims in pairs))
+        asked = [(self.across.sum(x, dims), dims) for x, dims in pairs if dims]
+        sums = iter(self.complete(*asked) if asked else ())
+        return tuple(next(sums) if dims else x for x, dims in pairs)
 
     def means_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the means over these dimensions, which stay as size 1."""
@@ -125,8 +139,8 @@ class Known:
 
     def norms(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Euclidean norms over all elements of each."""
-        squares = self.across.own(tuple(_square_sum(x) for x in xs), (None,) * len(xs))
-        return tuple(torch.sqrt(square) for square in squares)
+        squares = self.across.own(tuple(map(self.across.square, xs)), (None,) * len(xs))
+        return tuple(map(torch.sqrt, squares))
 
     def norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over all elements."""
@@ -138,25 +152,15 @@ class Known:
 
     def rms(self, x: Tensor) -> Tensor:
         """Root of the mean square over all elements."""
-        return torch.sqrt(self.across.own((_square_sum(x),), (None,))[0] / self.numel)
+        return torch.sqrt(self.across.own((self.across.square(x),), (None,))[0] / self.numel)
 
     def overall_sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over the elements of every tensor of this step, of each."""
-        return self.across.overall(lambda: tuple(_list_total(x.sum()) for x in xs))
+        return self.across.overall(lambda: tuple(_list_total(self.across.sum(x)) for x in xs))
 
     def overall_norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over the elements of every tensor of this step."""
-        return torch.sqrt(self.across.overall(lambda: (_list_total(_square_sum(x)),))[0])
-
-
-def _square_sum(x: Any) -> Any:
-    if torch.compiler.is_compiling():
-        return (x * x).sum()
-    if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
-        flat = x.view(-1)
-        return torch.dot(flat, flat)
-    norm = torch.linalg.vector_norm(x)
-    return norm * norm
+        return torch.sqrt(self.across.overall(lambda: (_list_total(self.across.square(x)),))[0])
 
 
 def _list_total(total: Any) -> Any:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import numbers
+import operator
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, Literal, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from descend.engine.storage import BITS
+from descend.engine.storage import BITS, DTYPES
 
 StateDtype = torch.dtype | str | Mapping[str, torch.dtype | str] | None
 MASTERS = ("kahan", "split", "stochastic")
-_STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, *BITS)
+_STATE_DTYPES = (*DTYPES.values(), *DTYPES, *BITS)
 
 
 class Common(TypedDict, total=False):
@@ -38,11 +42,11 @@ class Common(TypedDict, total=False):
         centralize_grad: gradients of two and more dimensions lose their mean over all dimensions but the first
             (Yong et al., Gradient Centralization, 2020, arXiv 2004.01461).
         adaptive_grad_clip: the norm of every unit's gradient is at most this share of the unit's own norm, which counts
-            as at least 1e-3 (Brock et al., High-Performance Large-Scale Image Recognition Without Normalization, 2021,
-            arXiv 2102.06171). > 0.
+            as at least 1e-3; a unit is a slice of dimension 0, or a whole vector, as in the authors' code (Brock et al.,
+            High-Performance Large-Scale Image Recognition Without Normalization, 2021, arXiv 2102.06171). > 0.
         hyperball: the step keeps the norm of the parameter and is measured in it: p' = p − lr·‖p‖·u/‖u‖, then
             p'·‖p‖/‖p'‖; there is no weight decay (Hyperball).
-        state_dtype: what state rests in: a floating-point dtype, or "int8" for averages of the parameter's shape, in
+        state_dtype: what state rests in: a floating-point dtype or its name ("bfloat16"), or "int8" for averages of the parameter's shape, in
             blocks of up to 256 elements with a scale each; what has one dimension, and points in parameter space, stay
             float32. "int4": half of that again, rounded so that the mean over the steps is right; state that
             does not bear it, and blocks of odd length, stay "int8". A mapping from names of the state to these chooses for each.
@@ -74,10 +78,19 @@ class Common(TypedDict, total=False):
     offload_state: bool
 
 
-COMMON_DEFAULTS: Mapping[str, Any] = {
+# How a step runs, and how state rests between two: no part of the mathematics, and so for the optimizer to choose that
+# loads what another saved.
+EXECUTION_DEFAULTS: Mapping[str, Any] = {
     "foreach": None,
     "fused": None,
     "capturable": False,
+    "state_dtype": None,
+    "master": "kahan",
+    "offload_state": False,
+}
+
+COMMON_DEFAULTS: Mapping[str, Any] = {
+    **EXECUTION_DEFAULTS,
     "maximize": False,
     "caution": False,
     "corrected_weight_decay": False,
@@ -87,10 +100,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "centralize_grad": False,
     "adaptive_grad_clip": None,
     "hyperball": False,
-    "state_dtype": None,
-    "master": "kahan",
     "skip_nonfinite": False,
-    "offload_state": False,
 }
 
 # Why some optimizers refuse options that others have.
@@ -116,32 +126,93 @@ _POSITIVE = ("update_clip", "adaptive_grad_clip", "clip_threshold", "clipping_th
 _UNIT_INTERVAL = ("momentum", "dampening", "rho", "alpha")
 
 
+# What other libraries call an option of ours, in the spelling that `_spelling` gives.
+_OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "learningrate": ("lr",),
+    "wd": ("weight_decay",),
+    "decay": ("weight_decay",),
+    "epsilon": ("eps",),
+    "mom": ("momentum", "betas"),
+    "momentums": ("momentum", "betas"),
+}
+_PYTHONS = frozenset((type(None), bool, int, float, str, torch.dtype))
+
+
+def plain(value: Any) -> Any:
+    """The value with the numbers of other libraries, NumPy's scalars and arrays for example, as Python's own."""
+    if type(value) in _PYTHONS or isinstance(value, (Tensor, Mapping)):
+        return value
+    if isinstance(value, (tuple, list)):
+        parts = [plain(part) for part in value]
+        if all(map(operator.is_, parts, value)):
+            return value
+        return parts if isinstance(value, list) else tuple(parts)
+    if callable(to_python := getattr(value, "tolist", None)):
+        value = to_python()
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool) else value
+
+
+def plain_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter group as it is saved, so that any reader can load it; a user's own arrays stay what they are."""
+    return {name: plain(value) if getattr(value, "shape", ()) == () else value for name, value in group.items()}
+
+
 def reject_unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raise TypeError for the first name in `given` that is not in `known`, with the nearest ones."""
     known = list(known)
     for name in given:
         if name not in known:
-            raise TypeError(f"{kind} has no option {name!r}{_nearest(name, known)}")
+            near = _other_name(name, known) or difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+            hint = (
+                f"did you mean {' or '.join(map(repr, near))}?" if near else f"help(descend.{kind}) lists those it has"
+            )
+            raise TypeError(f"{kind} has no option {name!r}; {hint}")
 
 
 def reject_misspelt(kind: str, keys: Iterable[str], known: Iterable[str]) -> None:
-    """Raise for a group key that is plainly a misspelt option; other strangers belong to the user."""
+    """Raise for a group key that is plainly an option misspelt or by another name; other strangers are the user's."""
     known = [k for k in known if k != "params"]
     for key in keys:
-        if key in known or key in _KEPT_KEYS:
+        if key in known or key in _KEPT_KEYS or not isinstance(key, str):
             continue
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        near = _other_name(key, known) or difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if near:
             raise ValueError(
                 f"{kind}: parameter group key {key!r} looks like a misspelt option; did you mean {near[0]!r}?"
             )
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    if near:
-        return "; did you mean " + " or ".join(map(repr, near)) + "?"
-    return "; it has " + ", ".join(sorted(known))
+def _other_name(name: str, known: Iterable[str]) -> list[str]:
+    """The option that is `name` in another spelling, or by the name that other libraries have for it."""
+    by_spelling = {_spelling(option): option for option in known}
+    spelling = _spelling(name)
+    if spelling in by_spelling:
+        return [by_spelling[spelling]]
+    return [option for option in _OTHER_NAMES.get(spelling, ()) if option in by_spelling.values()][:1]
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def check_params(kind: str, group: Mapping[str, Any]) -> None:
+    """Raise unless a parameter group says which parameters are its own."""
+    if "params" not in group:
+        near = difflib.get_close_matches("params", group, n=1, cutoff=0.6)
+        hint = f"did you mean it by {near[0]!r}?" if near else f"it has {', '.join(map(repr, group)) or 'no keys'}"
+        raise ValueError(f"{kind}: a parameter group needs the key 'params', the parameters that are its own; {hint}")
+    reject_module(kind, group["params"])
+
+
+def reject_module(kind: str, params: Any) -> None:
+    """Raise TypeError where a module stands for its parameters."""
+    if isinstance(params, nn.Module):
+        raise TypeError(
+            f"{kind}: params is a module ({type(params).__name__}), expected its parameters: pass model.parameters(), or "
+            "model.named_parameters(), whose names checkpoints and messages then use"
+        )
 
 
 def check_option(kind: str, name: str, value: Any, default: Any, optional: bool) -> None:
@@ -209,7 +280,7 @@ def _check_betas(kind: str, name: str, value: Any, default: Any) -> None:
     except TypeError:
         raise ValueError(f"{kind}: {name}={value!r}, expected a tuple of numbers in [0, 1)") from None
     count = len(default) if default is not None else len(betas)
-    if len(betas) != count or not betas:
+    if len(betas) != count:
         raise ValueError(f"{kind}: {name}={value!r} has {len(betas)} values, expected {count}")
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor):
@@ -225,13 +296,29 @@ def _expected(name: str, default: Any) -> str:
 
 
 def check_parameter(kind: str, name: str, p: Any) -> None:
-    """Raise unless `p` is a tensor that an optimizer can move: a leaf of a floating or complex dtype."""
-    if isinstance(p, Tensor):
-        if not (p.is_leaf or p.retains_grad):
-            raise ValueError(f"{kind}: parameter {name} is no leaf but computed from others, expected an nn.Parameter")
-        if not (p.is_floating_point() or p.is_complex()):
-            raise ValueError(
-                f"{kind}: parameter {name} has dtype {p.dtype}, expected a floating-point or complex dtype"
-            )
-        if p.layout != torch.strided:
-            raise ValueError(f"{kind}: parameter {name} has layout {p.layout}, expected dense (torch.strided)")
+    """Raise unless `p` is a tensor that an optimizer can move, or one that stays as it is: see :func:`moves`."""
+    if not isinstance(p, Tensor) or is_lazy(p):
+        return
+    if not (p.is_leaf or p.retains_grad):
+        raise ValueError(f"{kind}: parameter {name} is no leaf but computed from others, expected an nn.Parameter")
+    frozen = isinstance(p, nn.Parameter) and not p.requires_grad
+    if not (moves(p) or frozen):
+        raise ValueError(
+            f"{kind}: parameter {name} has dtype {p.dtype}, expected a floating-point dtype of 16 bits or more, or a "
+            "complex one; a frozen nn.Parameter may have any"
+        )
+    if p.layout != torch.strided:
+        raise ValueError(f"{kind}: parameter {name} has layout {p.layout}, expected dense (torch.strided)")
+    if p.is_conj() or p.is_neg():
+        lazy = "conj" if p.is_conj() else "neg"
+        raise ValueError(
+            f"{kind}: parameter {name} is a lazy view with the {lazy} bit, expected its values: p.resolve_{lazy}()"
+        )
+
+
+def moves(p: Tensor) -> bool:
+    """Whether steps can change `p` as it is now.
+
+    Integers and 8-bit floating-point numbers (quantised weights) never move. A lazy parameter does once it has a shape.
+    """
+    return not is_lazy(p) and (p.is_complex() or (p.is_floating_point() and p.dtype.itemsize > 1))

@@ -13,6 +13,8 @@ from torch import Tensor
 from descend.engine.counters import Counters, as_counter, new_counters
 from descend.engine.job import Job
 from descend.engine.offload import is_far, on_host
+from descend.engine.options import moves
+from descend.engine.placing import placed
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
 from descend.engine.slots import Slot, state_dtype
@@ -30,6 +32,9 @@ class Owner(Protocol):
 
     def name_of(self, index: int, position: int) -> str:
         """A parameter's name, for messages."""
+
+    def check_parameter(self, index: int, position: int) -> None:
+        """Raise ValueError for a parameter that cannot be moved, or cannot have its state as its group asks for it."""
 
 
 class Plan:
@@ -49,6 +54,7 @@ class Plan:
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
         self._places = places
+        self._checked: list[Tensor] = []
         self._homeless: list[tuple[Any, Job]] = []
 
     @property
@@ -77,13 +83,17 @@ class Plan:
                 resolved[index] = self._group(owner, index)
             job = resolved[index][1].get(position)
             current.append(job if job is not None and job.is_current(p) else None)
+        for (index, position, _, _), job in zip(found, current, strict=True):
+            if job is None:
+                owner.check_parameter(index, position)
         if None in current:
             self._begin_counting(owner, [one for one, job in zip(found, current, strict=True) if job is None])
         on_host: list[tuple[Job, Resolved]] = []
         for (index, position, p, g), job in zip(found, current, strict=True):
             r, kept = resolved[index]
             if job is None:
-                job = kept[position] = self._bind(owner, r, index, position, kept.get(position))
+                job = kept[position] = self._bind(owner, r.of(p), index, position)
+            r = r if r.fallback is None or job.rule is r.rule else r.fallback
             job.group, job.done = r.group, False
             if job.layout is None and g is not None:
                 job.grad = g
@@ -128,12 +138,14 @@ class Plan:
             found.append((i, j, p, g))
         return found
 
-    def _bind(self, owner: Owner, r: Resolved, index: int, position: int, before: Job | None) -> Job:
+    def _bind(self, owner: Owner, r: Resolved, index: int, position: int) -> Job:
         """The job of a parameter that has none, or is not what it was."""
         p = owner.param_groups[index]["params"][position]
         home = owner.state[p] if p.grad is not None or p in owner.state else {}
-        if before is not None and before.leaf is p and (before.dtype, before.shape) != (p.dtype, p.shape):
-            follow(before, r, home, owner.name_of(index, position))
+        try:
+            rest_as_told(r, p, home, f"parameter {owner.name_of(index, position)}")
+        except ValueError as error:
+            raise ValueError(f"{type(owner).__name__}: {error}") from None
         return new_job(p, r, home, (index << 32) + position)
 
     def _begin_counting(self, owner: Owner, unbound: Iterable[tuple[int, int, Tensor, Tensor | None]]) -> None:
@@ -169,7 +181,7 @@ class Plan:
     def _group(self, owner: Owner, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = owner.param_groups[index]
         r = owner.resolve(group)
-        key = (r.rule, *r.flags.items(), r.decay, *r.numbers, *r.rule.slots(r.h, group["params"][0]))
+        key = r.key(next(p for p in group["params"] if moves(p)))
         before, kept = self._groups.get(index, (None, {}))
         if before != key:
             kept = {}
@@ -179,19 +191,19 @@ class Plan:
 
 def trial_jobs(owner: Owner) -> list[Job]:
     """A job for every parameter, as a step with all gradients would have it, without touching any state."""
-    jobs = []
-    for group in owner.param_groups:
-        r = owner.resolve(group)
-        for p in group["params"]:
-            if p.requires_grad:
-                job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
-                job.grad = torch.empty_like(local(p), device="meta")
-                if r.group["capturable"]:
-                    tell_on_device(job, r)
-                else:
-                    tell(job, r, 1.0)
-                jobs.append(job)
-    return jobs
+    resolved = [owner.resolve(group) for group in owner.param_groups]
+    return [trial_job(p, r.of(p)) for r in resolved for p in r.group["params"] if p.requires_grad]
+
+
+def trial_job(p: Tensor, r: Resolved) -> Job:
+    """A parameter's job at its first step, without any memory."""
+    job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
+    job.grad = torch.empty_like(local(p), device="meta")
+    if r.group["capturable"]:
+        tell_on_device(job, r)
+    else:
+        tell(job, r, 1.0)
+    return job
 
 
 def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like: Tensor | None = None) -> Job:
@@ -233,31 +245,23 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     )
 
 
-def follow(job: Job, r: Resolved, state: dict[str, Any], name: str) -> None:
-    """Let state follow its parameter to another dtype; what half precision lacked is no part of the new values.
+def rest_as_told(r: Resolved, p: Tensor, state: dict[str, Any], parameter: str) -> None:
+    """Bring state that rests otherwise than its options and its parameter's dtype say to where they say.
 
     Raises:
         ValueError: if the parameter has another shape now, for which the state is none.
     """
-    p = job.leaf
     resting, _ = rest(r.rule.slots(r.h, p), r.h, p)
-    for key, slot in resting.items():
-        value = state.get(key)
-        if value is None:
-            continue
-        if key in MASTERS_STATE:
-            del state[key]
-        elif tuple(value.shape) != slot.shape_for(p):
-            raise ValueError(
-                f"{r.rule.__name__}: parameter {name} has shape {tuple(p.shape)} now, and its state {key!r} "
-                f"{tuple(value.shape)}, expected {slot.shape_for(p)}: bring it to this shape, or remove the parameter's state"
-            )
-        else:
-            state[key] = value.to(_dtype(slot, p))
+    if any(name in state and not _rests(state[name], slot, p) for name, slot in resting.items()):
+        own = {name: value for name, value in state.items() if name not in ("step", *r.rule.carried)}
+        found, others = placed(r, p, own, parameter, {}, strict=False)
+        for name in own.keys() - found.keys() - set(others):
+            del state[name]
+        state.update(found)
 
 
-def _dtype(slot: Slot, p: Tensor) -> torch.dtype:
-    return slot.dtype or state_dtype(p)
+def _rests(value: Tensor, slot: Slot, p: Tensor) -> bool:
+    return value.dtype == (slot.dtype or state_dtype(p)) and tuple(value.shape) == slot.shape_for(p)
 
 
 def awaited(p: Tensor) -> bool:

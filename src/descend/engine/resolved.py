@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
+from descend.engine.options import plain
 from descend.engine.rule import Rule
 from descend.engine.text import decay_scalars
 
@@ -28,6 +30,7 @@ class Resolved:
         numbers: options that may change from step to step without another text.
         flags: options that decide what the text is.
         made: what :meth:`at` gave so far.
+        fallback: the same for parameters of the group that the rule does not serve; None: it serves all.
     """
 
     def __init__(
@@ -44,12 +47,23 @@ class Resolved:
         self._sort(names, *scaling)
         self.h = SimpleNamespace(**self.numbers, **self.flags)
         self.decay = self.rule.decay(self.h) if hasattr(self.h, "weight_decay") else "none"
+        self.fallback: Resolved | None = None
         self.made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def of(self, p: Tensor) -> Resolved:
+        """The rule of one parameter of the group, and its options."""
+        return self if self.fallback is None or self.rule.serves(self.h, p) else self.fallback
+
+    def key(self, p: Tensor) -> tuple[Any, ...]:
+        """What the jobs of a group depend on, as its options and its first parameter show it."""
+        mine = self.of(p)
+        own = (self.rule, *self.flags.items(), self.decay, *self.numbers, *mine.rule.slots(mine.h, p))
+        return own if self.fallback is None else (*own, self.fallback.rule, *self.fallback.flags.items())
 
     def _sort(self, names: Iterable[str], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         group, structural = self.group, self.rule.structural
         for name in (*names, "max_lr_snapshot"):
-            value = group.get(name)
+            value = plain(group.get(name))
             if value is None or isinstance(value, (bool, str)) or name in structural:
                 self.flags[name] = value
             elif name.startswith("betas"):
@@ -62,7 +76,9 @@ class Resolved:
                 self.flags[name] = tuple(value) if isinstance(value, list) else value
         self.flags["unscales"] = grad_scale is not None
         if grad_scale is not None:
-            self.numbers["inverse_scale"] = 1 / self._number(grad_scale)
+            scale = self._number(grad_scale)
+            # A scale of 0 makes infinities, as a tensor's division does: a GradScaler then skips the step.
+            self.numbers["inverse_scale"] = math.inf if isinstance(scale, float) and scale == 0 else 1 / scale
         self.flags["skips"] = found_inf is not None and group["capturable"]
         if self.flags["skips"]:
             self.numbers["found_inf"] = self._number(found_inf)
@@ -84,7 +100,7 @@ class Resolved:
     def known(self, t: Any, carried: dict[str, Any], traits: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The values that the text knows at step t, and the carried scalars after it."""
         c = SimpleNamespace(**carried)
-        known = {**self.flags, **traits, "decay": self.decay, "t": t, "gain": 1.0}
+        known = {**self.flags, "decay": self.decay, "t": t, "gain": 1.0, **traits}
         for name, value in self.numbers.items():
             if isinstance(value, tuple):
                 suffix = name.removeprefix("betas")
@@ -92,7 +108,14 @@ class Resolved:
             else:
                 known[name] = value
         known.update(decay_scalars(self.decay, self.h))
-        known.update(self.rule.scalars(t, self.h, c))
+        own = self.rule.scalars(t, self.h, c)
+        for name, value in own.items():
+            if type(value) is int:
+                raise TypeError(
+                    f"{self.rule.__name__}: scalars() gives {name}={value}, an int, which is neither a scalar nor a flag; "
+                    f"write {value}.0"
+                )
+        known.update(own)
         if "step_size" not in known:
             known["step_size"] = known["gain"] if known["lr"] is None else known["lr"] * known["gain"]
         return known, vars(c)

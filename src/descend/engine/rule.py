@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from descend.terms import Quotient
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
 Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
+Totals = Sequence[tuple[Tensor, ...]]
 
 
 class Rule:
@@ -25,10 +26,8 @@ class Rule:
     reach: ClassVar[Reach] = "elementwise"
     #: Whether a rule of reach "rows" tells no dimensions apart but the first: its sums go over units and over all.
     by_units: ClassVar[bool] = False
-    #: State names that checkpoints of timm or torch use for ours.
-    foreign_names: ClassVar[Mapping[str, str]] = {}
-    #: State that is kept beside the slots, loaded as it is.
-    extra_state: ClassVar[frozenset[str]] = frozenset(("lookahead_slow_buff",))
+    #: State names that checkpoints of timm or torch use for ours; None: state that we need not keep.
+    foreign_names: ClassVar[Mapping[str, str | None]] = {}
     #: Scalars that a parameter carries from step to step on the host, with their start.
     carried: ClassVar[Mapping[str, float]] = {}
     #: Numeric options that shape the text (iteration counts), and so are flags rather than scalars.
@@ -72,6 +71,11 @@ class Rule:
         """How weight decay enters: into the gradient, onto the parameter, or by the rule's own lines."""
         return "decoupled"
 
+    @classmethod
+    def foreign_state(cls, h: Any, p: Tensor) -> dict[str, Any]:
+        """What timm reads from the state of parameter `p`, and follows from the options here: saved, never kept."""
+        return {}
+
     @staticmethod
     def check(h: Any) -> None:
         """Raise ValueError where options contradict each other."""
@@ -80,3 +84,36 @@ class Rule:
     def needs_whole(h: Any) -> str:
         """Why no parameter may be spread over processes, and what to do; empty where they may."""
         return ""
+
+    @classmethod
+    def serves(cls, h: Any, p: Tensor) -> bool:
+        """Whether the rule moves this parameter; elsewhere the group's fallback does."""
+        return True
+
+    @classmethod
+    def fallback(cls, h: Any) -> tuple[type[Rule], Mapping[str, Any]] | None:
+        """The rule of parameters that this one does not serve, and its options; None: it serves all."""
+        return None
+
+    @classmethod
+    def check_mode(cls, group: Mapping[str, Any]) -> None:
+        """Raise RuntimeError where the parameters are not what gradients belong to."""
+
+    @classmethod
+    def before_step(cls, jobs: Sequence[Any], groups: Sequence[dict[str, Any]]) -> None:
+        """Find what the parameters' step needs besides their gradients, and write it into their state.
+
+        Args:
+            jobs: the parameters that are about to move, each with `param`, `grad`, `state`, `known` and `group`.
+            groups: the rule's parameter groups.
+        """
+
+    @classmethod
+    def after_step(cls, groups: Sequence[dict[str, Any]], totals: Totals, found_inf: Tensor | None) -> None:
+        """Write into the groups what follows from the step's sums over all tensors.
+
+        Args:
+            groups: the rule's parameter groups.
+            totals: the sums, a tuple for each time that the rule asked.
+            found_inf: under ``capturable``, whether a GradScaler skips the step.
+        """

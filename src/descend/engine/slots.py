@@ -64,10 +64,12 @@ class Slot:
     def new(self, p: Tensor) -> Tensor:
         """A fresh tensor for this parameter, in its memory layout and on its device."""
         dtype = self.dtype or state_dtype(p)
-        if self.start == "parameter":
-            return p.detach().to(dtype, copy=True)
         if self.like_parameter:
-            new = torch.empty_like(p, dtype=dtype, requires_grad=False)
+            # By way of a tensor without memory: a subclass of Tensor (float8 weights) would make one of its own kind.
+            plain = torch.empty_strided(p.shape, p.stride(), device="meta")
+            new = torch.empty_like(plain, dtype=dtype, device=p.device)
+            if self.start == "parameter":
+                return new.copy_(p.detach())
             (torch.view_as_real(new) if new.is_complex() else new).fill_(self.fill)
             return new
         if self.eye:
@@ -91,5 +93,5 @@ def position() -> Slot:
 
 
 def state_dtype(p: Tensor) -> torch.dtype:
-    """float32 for half-precision parameters, the parameter's own dtype (complex included) elsewhere."""
-    return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else p.dtype
+    """The dtype of the maths: float32 for parameters of fewer bits, the parameter's own (complex included) elsewhere."""
+    return torch.float32 if p.is_floating_point() and p.element_size() < 4 else p.dtype

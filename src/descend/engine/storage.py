@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,10 @@ Parts = tuple[Tensor, ...]
 LEAST_BLOCK = 16
 MOST_BLOCK = 256
 BITS = {"int8": 8, "int4": 4}
+#: Dtypes of state by their names.
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+}
 # The reciprocal of what is smaller would be infinite.
 _LEAST_SCALE = 1e-37
 
@@ -77,16 +81,6 @@ def _whole(x: Any) -> Any:
     return x.to(torch.int64) if isinstance(x, Tensor) else int(x)
 
 
-class Storage(Protocol):
-    """A way to rest."""
-
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
-        """The value in the dtype of the maths; a part itself where that is the value."""
-
-    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
-        """The parts that the value becomes, in their dtypes."""
-
-
 @dataclass(frozen=True)
 class Blocks:
     """8- or 4-bit numbers, and a float32 scale for each block: its largest magnitude.
@@ -95,6 +89,9 @@ class Blocks:
     fourth root, and none that is larger than 0 becomes 0, since steps are divided by them. Eight bits take the nearest
     number. Four take the one below or the one above so that the mean over the steps is the value: most steps of an
     average are smaller than half of the way to the next of so few numbers, and would be lost.
+
+    A number that is not finite does not enter the scale, so that it costs no other number of its block: NaN becomes 0,
+    an infinity the block's largest magnitude.
 
     Args:
         signed: whether numbers have both signs.
@@ -157,6 +154,7 @@ class Blocks:
 
     def _numbers(self, value: Tensor, scale: Tensor, dice: Dice | None = None) -> Tensor:
         x = value * torch.reciprocal(torch.where(scale > _LEAST_SCALE, scale, 1.0))
+        x = torch.where(torch.isnan(x), 0.0, torch.clamp(x, -1.0, 1.0))
         if dice is not None:
             y = self._either(torch.abs(x), dice)
             y = torch.copysign(y, x) if self.signed else y
@@ -183,7 +181,9 @@ class Blocks:
 
 
 def _largest(value: Tensor) -> Tensor:
-    return torch.amax(torch.abs(value), dim=-1, keepdim=True)
+    """The largest magnitude of those that are finite."""
+    magnitude = torch.abs(value)
+    return torch.amax(torch.where(magnitude < math.inf, magnitude, 0.0), dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,22 @@ class Kahan:
     def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
         """The nearest number, and what is left."""
         nearest = value.to(self.dtype)
-        return nearest, (value - nearest.to(value.dtype)).to(self.dtype)
+        return nearest, (value - _from_bits(nearest)).to(self.dtype)
 
     def _largest_error(self, value: Tensor) -> Tensor:
         """Half of the distance of numbers to their neighbours in half precision."""
         powers = (value.to(torch.float32).view(torch.int32) & 0x7F800000).view(torch.float32)
         info = torch.finfo(self.dtype)
         return torch.clamp(powers, min=info.tiny) * (info.eps / 2)
+
+
+def _from_bits(x: Tensor) -> Tensor:
+    """A number of half precision in float32, made of its bits: compilers leave out conversions down and up again."""
+    bits = x.view(torch.int16).to(torch.int32)
+    if x.dtype == torch.bfloat16:
+        return (bits << 16).view(torch.float32)
+    # Its exponent counts from 15, that of float32 from 127.
+    return ((bits << 13) & -0x70002000).view(torch.float32) * 2.0**112
 
 
 @dataclass(frozen=True)
@@ -442,7 +451,8 @@ def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot],
     resting: dict[str, Slot] = {}
     blocks: list[tuple[str, Blocks]] = []
     for name, slot in slots.items():
-        dtype = wanted.get(name)
+        named = wanted.get(name)
+        dtype: Any = DTYPES.get(named, named) if isinstance(named, str) else named
         if dtype in BITS:
             averages = slot.kind in ("signed", "positive") and slot.like_parameter
             if chosen and not averages:

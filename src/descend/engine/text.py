@@ -143,12 +143,14 @@ def cautious(d: Tensor, g: Tensor, k: Known) -> Tensor:
 
 
 def clip_to_units(g: Tensor, p: Tensor, k: Known) -> Tensor:
-    """g scaled so that no unit (a slice of dimension 0) has ‖g‖ > clip·max(‖p‖, 1e-3)."""
-    dims = tuple(range(1, k.ndim))
-    p_sq, g_sq = k.sums_over((p * p, dims), (g * g, dims))
-    limit = torch.clamp(torch.sqrt(p_sq), min=1e-3) * k.adaptive_grad_clip
-    norm = torch.clamp(torch.sqrt(g_sq), min=1e-6)
-    return g * torch.clamp(limit / norm, max=1.0)
+    """g scaled so that no unit (a slice of dimension 0, or a whole vector) has ‖g‖ > clip·max(‖p‖, 1e-3)."""
+    if k.ndim > 1:
+        dims = tuple(range(1, k.ndim))
+        p_norm, g_norm = map(torch.sqrt, k.sums_over((p * p, dims), (g * g, dims)))
+    else:
+        p_norm, g_norm = k.norms(p, g)
+    limit = torch.clamp(p_norm, min=1e-3) * k.adaptive_grad_clip
+    return g * torch.clamp(limit / torch.clamp(g_norm, min=1e-6), max=1.0)
 
 
 def keep_norm(p: Tensor, d: Tensor, k: Known) -> None:

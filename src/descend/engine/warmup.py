@@ -10,6 +10,7 @@ import torch
 from descend.engine.executors import chosen, fused
 from descend.engine.executors.kernels import kernel, signature_of
 from descend.engine.plan import Owner, trial_jobs
+from descend.engine.unwrapped import unwrap
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def warm_up(optimizer: Owner) -> WarmUp:
     Returns:
         What was compiled and how long each took; print it.
     """
+    optimizer = unwrap(optimizer)  # type: ignore[type-var]
     jobs = [job for job in trial_jobs(optimizer) if chosen(job) == "fused"]
     signatures = {signature_of(job.rule, job) for job in jobs if fused.compiles(job.rule, job)}
     kernels = []

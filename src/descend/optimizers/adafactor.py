@@ -14,7 +14,7 @@ from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import cautious
-from descend.terms import accumulate, add_scaled, clip_ratio, ema, least, most
+from descend.terms import accumulate, add_scaled, bounded, clip_ratio, ema, least, most
 
 
 def factored_slots(
@@ -37,6 +37,8 @@ def factored_slots(
 def move_factors(sq: Tensor, rows: Tensor, cols: Tensor, dims: tuple[int, int], weight: Any, k: Known) -> Tensor:
     """Move the row and column averages, reduced dimensions of size 1, towards those of `sq`; return mean(R)."""
     across_rows, along_rows = dims
+    along, across = k.count((along_rows,)), k.count((across_rows,))
+    sq = bounded(sq, 2 * along * across)
     row_sum, col_sum = sq.sum(along_rows, keepdim=True), sq.sum(across_rows, keepdim=True)
     row_sum, col_sum, all_sum, rows_sum = k.complete(
         (row_sum, (along_rows,)),
@@ -44,7 +46,6 @@ def move_factors(sq: Tensor, rows: Tensor, cols: Tensor, dims: tuple[int, int], 
         (row_sum.sum(across_rows, keepdim=True), (across_rows, along_rows)),
         (rows.sum(across_rows, keepdim=True), (across_rows,)),
     )
-    along, across = k.count((along_rows,)), k.count((across_rows,))
     # Not as differences: a weight of 1 has to forget what was there altogether, however large it was.
     kept = 1 - weight
     mean_of_rows = (rows_sum * kept + all_sum / along * weight) / across
@@ -80,12 +81,14 @@ class Adafactor(Optimizer):
 
     Args:
         params: parameters or groups of parameters.
-        lr: learning rate, ≥ 0; None: the relative step above.
+        lr: learning rate, ≥ 0; None: the relative step above, which no lr scheduler can multiply: LambdaLR and others
+            raise torch's TypeError.
         eps: added to squared gradients, ≥ 0.
         eps_scale: least scale of a parameter, ≥ 0; acts with lr=None and ``scale_parameter``.
         clip_threshold: the root mean square that updates are brought down to, > 0.
         decay_rate: exponent of t in 1 − β₂ₜ, < 0.
-        betas: the first is the decay rate of the average of updates, the rest are ignored; None: no average.
+        betas: the first is the decay rate of the average of updates, the rest are ignored; None: no average, and () in
+            the groups. A schedule that cycles momentum (OneCycleLR, CyclicLR) switches it on.
         weight_decay: decoupled decay, in units of lrₜ, ≥ 0.
         scale_parameter: multiply the relative step by the parameter's scale; acts with lr=None.
         warmup_init: relative steps start at 1e-6·t; acts with lr=None.
@@ -113,6 +116,7 @@ class Adafactor(Optimizer):
     }
 
     reach: ClassVar[Reach] = "rows"
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"RMS": None}
     structural: ClassVar[frozenset[str]] = frozenset(("min_dim_size_to_factor",))
 
     def __init__(
@@ -136,6 +140,16 @@ class Adafactor(Optimizer):
         shape = dict(warmup_init=warmup_init, min_dim_size_to_factor=min_dim_size_to_factor)
         super().__init__(params, {**step, **scale, **shape}, **common)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; betas of None are () in it."""
+        super().add_param_group(param_group)
+        _let_betas_cycle(self.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            _let_betas_cycle(group)
+
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:
         n, least_size = p.shape, h.min_dim_size_to_factor
@@ -148,7 +162,7 @@ class Adafactor(Optimizer):
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         slots = factored_slots(Adafactor.traits(h, p)["factored"])
-        return {"exp_avg": signed(), **slots} if h.betas is not None else slots
+        return {"exp_avg": signed(), **slots} if h.betas else slots
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
@@ -177,7 +191,7 @@ class Adafactor(Optimizer):
             rows, cols = spread(s.exp_avg_sq_row, s.exp_avg_sq_col, k.factored)
             u = factored_root(sq, rows, cols, k.factored, k.weight2, k).mul_(g)
         else:
-            u = torch.rsqrt(ema(s.exp_avg_sq, sq, k.weight2)) * g
+            u = torch.rsqrt(ema(s.exp_avg_sq, bounded(sq), k.weight2)) * g
         u = u * (rate / clip_ratio(k.rms(u), k.clip_threshold))
         if "exp_avg" in s:
             u = ema(s.exp_avg, u, 1 - k.beta1)
@@ -187,3 +201,8 @@ class Adafactor(Optimizer):
         if isinstance(amount, Tensor) or amount != 0:
             p.mul_(1 - amount)
         add_scaled(p, u, -1.0)
+
+
+def _let_betas_cycle(group: dict[str, Any]) -> None:
+    """A schedule that cycles momentum writes (beta, *betas[1:]), and so begins to average where there was no average."""
+    group["betas"] = group["betas"] or ()

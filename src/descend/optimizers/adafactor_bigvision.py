@@ -13,7 +13,7 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot
 from descend.optimizers.adafactor import factored_root, factored_slots, move_factors
-from descend.terms import accumulate, clip_ratio, ema, least, most
+from descend.terms import accumulate, bounded, clip_ratio, ema, least, most
 
 _DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
@@ -206,7 +206,7 @@ class TorchAdafactor(Optimizer):
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         if k.factored is None:
-            v = ema(s.variance, g * g, k.weight2)
+            v = ema(s.variance, bounded(g * g), k.weight2)
         else:
             mean_of_rows = move_factors(g * g, s.row_var, s.col_var, k.factored, k.weight2, k)
             v = s.row_var * s.col_var / torch.clamp(mean_of_rows, min=k.floor)

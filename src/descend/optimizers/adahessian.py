@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.executors import Totals
-from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
-from descend.engine.rule import Rule
 from descend.engine.slots import Slot, positive, signed
 from descend.randomness import rademacher
 from descend.terms import ema, ema_sq
@@ -57,6 +54,7 @@ class Adahessian(Optimizer):
         Yao et al., ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning, 2021, arXiv 2006.00719.
     """
 
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"hessian step": None}
     structural: ClassVar[frozenset[str]] = frozenset(("update_each", "n_samples", "seed"))
     refused: ClassVar[Mapping[str, str]] = {
         "capturable": "its step runs a backward pass",
@@ -112,41 +110,39 @@ class Adahessian(Optimizer):
         ema_sq(s.exp_hessian_diag_sq, s.hessian, k.weight2)
         return s.exp_avg / ((s.exp_hessian_diag_sq * k.debias2) ** (k.hessian_power / 2)).add_(k.eps)
 
-    def _run(self, jobs: list[Job]) -> dict[type[Rule], Totals]:
-        """Estimate the curvature where it is due, then move the parameters."""
+    @classmethod
+    def before_step(cls, jobs: Sequence[Any], groups: Sequence[dict[str, Any]]) -> None:
+        """Estimate the curvature where it is due."""
+        index = {p: i for i, p in enumerate(q for group in groups for q in group["params"])}
         due = [job for job in jobs if (job.known["t"] - 1) % job.group["update_each"] == 0]
-        for job, estimate in zip(due, self._estimate([job.param for job in due], due), strict=True):
+        for job, estimate in zip(due, _estimates(due, [index[job.param] for job in due]), strict=True):
             if job.group["avg_conv_kernel"] and job.param.dim() == 4:
                 estimate = estimate.abs().mean(dim=(2, 3), keepdim=True).expand_as(estimate)
             job.state["hessian"].copy_(estimate * job.known["inverse_scale"] if job.known["unscales"] else estimate)
-        return super()._run(jobs)
 
-    def _estimate(self, params: list[Tensor], jobs: list[Job]) -> list[Tensor]:
-        """Hutchinson's estimate of the Hessian's diagonal for each parameter."""
-        if not params:
-            return []
-        grads = [job.grad for job in jobs]
-        if not all(g.requires_grad for g in grads):
-            raise RuntimeError(
-                "Adahessian: gradients carry no graph; call loss.backward(create_graph=True) before step()"
+
+def _estimates(jobs: Sequence[Any], places: Sequence[int]) -> list[Tensor]:
+    """Hutchinson's estimate of the Hessian's diagonal for each parameter; places are those among all parameters."""
+    if not jobs:
+        return []
+    grads, params = [job.grad for job in jobs], [job.param for job in jobs]
+    if not all(g.requires_grad for g in grads):
+        raise RuntimeError("Adahessian: gradients carry no graph; call loss.backward(create_graph=True) before step()")
+    totals = [torch.zeros_like(p) for p in params]
+    samples = max(job.group["n_samples"] for job in jobs)
+    for sample in range(samples):
+        active = [i for i, job in enumerate(jobs) if sample < job.group["n_samples"]]
+        probes = [
+            rademacher(params[i], jobs[i].group["seed"], int(jobs[i].known["t"]), places[i], sample) for i in active
+        ]
+        with torch.enable_grad():
+            products = torch.autograd.grad(
+                [grads[i] for i in active],
+                [params[i] for i in active],
+                grad_outputs=probes,
+                retain_graph=sample + 1 < samples,
+                materialize_grads=True,
             )
-        index = {p: i for i, p in enumerate(q for group in self.param_groups for q in group["params"])}
-        totals = [torch.zeros_like(p) for p in params]
-        samples = max(job.group["n_samples"] for job in jobs)
-        for sample in range(samples):
-            active = [i for i, job in enumerate(jobs) if sample < job.group["n_samples"]]
-            probes = [
-                rademacher(params[i], jobs[i].group["seed"], int(jobs[i].known["t"]), index[params[i]], sample)
-                for i in active
-            ]
-            with torch.enable_grad():
-                products = torch.autograd.grad(
-                    [grads[i] for i in active],
-                    [params[i] for i in active],
-                    grad_outputs=probes,
-                    retain_graph=sample + 1 < samples,
-                    materialize_grads=True,
-                )
-            for i, z, product in zip(active, probes, products, strict=True):
-                totals[i] += z * product.detach() / jobs[i].group["n_samples"]
-        return totals
+        for i, z, product in zip(active, probes, products, strict=True):
+            totals[i] += z * product.detach() / jobs[i].group["n_samples"]
+    return totals

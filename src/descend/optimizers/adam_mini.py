@@ -13,7 +13,7 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction, moments
-from descend.terms import ema, root
+from descend.terms import bounded, ema, root
 
 
 class AdamMini(Optimizer):
@@ -107,11 +107,11 @@ class AdamMini(Optimizer):
             return s.exp_avg / root(s.exp_avg_sq, k.debias2, k.eps)
         ema(s.exp_avg, g, k.weight1)
         if k.block == "tensor":
-            v = ema(s.exp_avg_sq, k.mean(g * g), k.weight2)
+            v = ema(s.exp_avg_sq, bounded(k.mean(g * g)), k.weight2)
         elif k.block == "row":
-            v = ema(s.exp_avg_sq, k.means_over((g * g, _inner(g)))[0], k.weight2)
+            v = ema(s.exp_avg_sq, bounded(k.means_over((g * g, _inner(g)))[0]), k.weight2)
         else:
-            of_rows = k.means_over((g * g, _inner(g)))[0]
+            of_rows = bounded(k.means_over((g * g, _inner(g)))[0], k.shape[0])
             member = _members(k.n_heads, of_rows)
             of_heads = member @ of_rows.flatten() / member.sum(1).clamp_min(1.0)
             v = (ema(s.exp_avg_sq, of_heads, k.weight2) @ member).view_as(of_rows)

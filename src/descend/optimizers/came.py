@@ -13,7 +13,7 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, signed
 from descend.optimizers.adafactor import factored_root, factored_slots, spread
-from descend.terms import clip_ratio, ema
+from descend.terms import bounded, clip_ratio, ema
 
 
 class CAME(Optimizer):
@@ -88,7 +88,7 @@ class CAME(Optimizer):
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         sq = (g * g).add_(k.eps1)
         if k.factored is None:
-            u = torch.rsqrt(ema(s.exp_avg_sq, sq, k.weight2)) * g
+            u = torch.rsqrt(ema(s.exp_avg_sq, bounded(sq), k.weight2)) * g
             return ema(s.exp_avg, u / clip_ratio(k.rms(u), k.clip_threshold), k.weight1)
         rows, cols = spread(s.exp_avg_sq_row, s.exp_avg_sq_col, k.factored)
         u = factored_root(sq, rows, cols, k.factored, k.weight2, k) * g

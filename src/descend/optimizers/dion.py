@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,12 +16,12 @@ from descend.engine.slots import Slot, signed
 from descend.engine.tensorlist import TensorList
 from descend.linear import orthonormal, product, transpose
 from descend.optimizers.adam import bias_correction
-from descend.optimizers.routed import Routed, as_matrices, check_whole, from_matrices, matrices_shape
+from descend.optimizers.routed import MatrixRule, as_matrices, check_whole, from_matrices, matrices_shape
 from descend.randomness import normal
 from descend.terms import accumulate, assign
 
 
-class Dion(Routed):
+class Dion(MatrixRule):
     """Dion, a step along the leading directions of the momentum, found by power iteration from one step to the next.
 
     ::
@@ -35,7 +36,7 @@ class Dion(Routed):
     transposed. Everything that is not a matrix goes to AdamW.
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         mu: the share of the step's directions that the momentum keeps, in [0, 1].
         betas: decay rates of AdamW's averages, each in [0, 1).
@@ -44,15 +45,17 @@ class Dion(Routed):
         rank_multiple_of: the rank is rounded up to a multiple of this, ≥ 1.
         eps: added to the length of Q's columns, and AdamW's eps, ≥ 0.
         power_iters: power iterations a step, ≥ 1.
-        fallback_lr_scale: AdamW's learning rate in units of lr, ≥ 0.
-        use_fallback: treat all parameters of the group as AdamW's.
+        fallback_lr_scale: the fallback's learning rate in units of lr, ≥ 0.
+        fallback: the rule of all other parameters, by its name ("lion", "package.module:Class"); None: AdamW.
+        fallback_options: its options.
+        use_fallback: treat all parameters of the group as the fallback's.
         split: number of equal parts along the rows that are matrices of their own, ≥ 1.
         stacked: the last two dimensions are matrices, all before them a batch (stacked experts).
         seed: of the random start; it depends on it, the shape and the element, and on nothing else.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)
@@ -79,6 +82,8 @@ class Dion(Routed):
         *,
         power_iters: int = 1,
         fallback_lr_scale: float = 1.0,
+        fallback: str | None = None,
+        fallback_options: Mapping[str, Any] | None = None,
         use_fallback: bool = False,
         split: int = 1,
         stacked: bool = False,
@@ -87,7 +92,10 @@ class Dion(Routed):
     ) -> None:
         step = dict(lr=lr, mu=mu, betas=betas, weight_decay=weight_decay, eps=eps, power_iters=power_iters, seed=seed)
         rank = dict(rank_fraction=rank_fraction, rank_multiple_of=rank_multiple_of)
-        route = dict(fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, split=split, stacked=stacked)
+        route: dict[str, Any] = dict(
+            fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, split=split, stacked=stacked
+        )
+        route |= dict(fallback=fallback, fallback_options=fallback_options)
         super().__init__(params, {**step, **rank, **route}, **common)
 
     @staticmethod
@@ -99,19 +107,19 @@ class Dion(Routed):
         if not 0 <= h.mu <= 1:
             raise ValueError(f"mu={h.mu!r}, expected a number in [0, 1]")
 
-    @staticmethod
-    def is_matrix(h: Any, p: Tensor) -> bool:
+    @classmethod
+    def serves(cls, h: Any, p: Tensor) -> bool:
         return not h.use_fallback and not p.is_complex() and (p.dim() == 2 or (h.stacked and p.dim() > 2))
 
     @staticmethod
-    def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         *batch, rows, columns = matrices_shape(h, p)
         short = min(rows, columns)
         rank = h.rank_multiple_of * math.ceil(h.rank_fraction * short / h.rank_multiple_of)
         return {"momentum": signed(least_bits=8), "Q": Slot(shape=(*batch, short, min(rank, short)))}
 
     @staticmethod
-    def matrix_gain(h: Any, p: Tensor) -> float:
+    def gain(h: Any, p: Tensor) -> float:
         rows, columns = matrices_shape(h, p)[-2:]
         return (rows / columns) ** 0.5 if columns else 1.0
 

@@ -18,7 +18,7 @@ from descend.engine.slots import Slot
 from descend.engine.text import take
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
 from descend.randomness import normal, uniform
-from descend.terms import add_scaled, ema, plus
+from descend.terms import add_scaled, ema, finite_else, plus
 
 Probability = float | Callable[[float], float] | None
 
@@ -185,6 +185,7 @@ class Kron(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        g = finite_else(g, 0.0)
         u = cls.direction(p, g, s, k)
         if k.decay == "own":
             u = plus(u, p, k.decay_share * k.weight_decay)
@@ -260,7 +261,7 @@ def fit_diagonal(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
     others = [j for j in range(len(k.flat)) if j != i]
     first, second = ((x * x).sum(others) if others else x * x for x in (a, b))
     size = torch.amax(first + second)
-    add_scaled(q, (first - second) * q / (size + _TINY), -k.precond_lr)
+    add_scaled(q, finite_else((first - second) * q / (size + _TINY), 0.0), -k.precond_lr)
 
 
 def fit_triangular(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
@@ -269,7 +270,7 @@ def fit_triangular(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
     # What has served gives its memory to what comes: each is as large as the parameter.
     change, total = change - total, total.add_(change)
     size = spectral_bound(total) + _TINY
-    add_scaled(q, torch.matmul(change.triu_(), q, out=total).div_(size), -k.precond_lr)
+    add_scaled(q, finite_else(torch.matmul(change.triu_(), q, out=total).div_(size), 0.0), -k.precond_lr)
 
 
 def probe(like: Tensor, k: Known) -> Tensor:
@@ -299,7 +300,7 @@ def _probability(h: Any, taken: float) -> float:
 
 def _draw(seed: int, t: float, purpose: int) -> float:
     """A number in (0, 1) for a step."""
-    return float(uniform(torch.zeros((), dtype=torch.int64), seed, int(t), purpose))
+    return float(uniform(torch.zeros((), dtype=torch.int64, device="cpu"), seed, int(t), purpose))
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

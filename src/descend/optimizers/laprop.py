@@ -48,6 +48,7 @@ class LaProp(Optimizer):
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
     carried: ClassVar[Mapping[str, float]] = {"exp_avg_lr_1": 0.0}
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"exp_avg_lr_2": None}
 
     def __init__(
         self,

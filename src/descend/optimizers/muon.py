@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from descend.engine.known import Known, State
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import has_stages
+from descend.engine.unwrapped import unwrapped
 from descend.optimizers.adam import bias_correction
-from descend.optimizers.routed import Routed, as_matrices, check_whole, from_matrices, matrices_shape
+from descend.optimizers.routed import MatrixRule, as_matrices, check_whole, from_matrices, matrices_shape
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
 from descend.terms import blend, ema, ema_sq, root
 
@@ -25,7 +27,7 @@ _LR_RULES = {
 }
 
 
-class _Orthogonal(Routed):
+class _Orthogonal(MatrixRule):
     """What Muon and NorMuon share: momentum, its polar factor, and the lr that follows the shape."""
 
     @staticmethod
@@ -40,7 +42,7 @@ class _Orthogonal(Routed):
         return {**super().traits(h, p), "ns_coefficients": coefficient_sequence(h.ns_coefficients, h.ns_steps)}
 
     @staticmethod
-    def matrix_gain(h: Any, p: Tensor) -> float:
+    def gain(h: Any, p: Tensor) -> float:
         return shape_gain(h.adjust_lr_fn, *matrices_shape(h, p)[-2:])
 
     @staticmethod
@@ -63,7 +65,7 @@ class Muon(_Orthogonal):
     square 0.2 under "match_rms_adamw"; elsewhere V is debiased and s is √(m/n), n^(−½) ("rsqrt_in") or 1.
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
         momentum: decay rate of the average, in [0, 1].
@@ -81,7 +83,10 @@ class Muon(_Orthogonal):
         algo: "muon" or "adamuon".
         scale_eps: add eps·√(n/m) to a matrix's norm rather than using eps as its least value.
         verbose: log which rule each parameter goes to; ``param_groups_table`` shows the same.
-        use_fallback: treat all parameters of the group as AdamW's.
+        fallback: the rule of all other parameters, by its name ("lion", "package.module:Class"); None: AdamW, or NAdamW
+            with nesterov.
+        fallback_options: its options.
+        use_fallback: treat all parameters of the group as the fallback's.
         use_muon: True or False decides for the group whatever the shapes; None: shapes decide.
         split: number of equal parts along the rows that are matrices of their own (3 for a fused QKV weight, or the
             number of heads), ≥ 1.
@@ -89,8 +94,8 @@ class Muon(_Orthogonal):
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a hidden matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a hidden matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)
@@ -125,6 +130,8 @@ class Muon(_Orthogonal):
         scale_eps: bool = False,
         *,
         verbose: bool = False,
+        fallback: str | None = None,
+        fallback_options: Mapping[str, Any] | None = None,
         use_fallback: bool = False,
         use_muon: bool | None = None,
         split: int = 1,
@@ -141,7 +148,10 @@ class Muon(_Orthogonal):
         step = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, eps=eps, betas=betas)
         polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, safety_factor=safety_factor, ns_dtype=ns_dtype)
         shape = dict(adjust_lr_fn=adjust_lr_fn, conv_mode=conv_mode, normalize_spatial=normalize_spatial, split=split)
-        route = dict(fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, use_muon=use_muon, stacked=stacked)
+        route: dict[str, Any] = dict(
+            fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, use_muon=use_muon, stacked=stacked
+        )
+        route |= dict(fallback=fallback, fallback_options=fallback_options)
         own = {**step, **polar, **shape, **route, "algo": algo, "scale_eps": scale_eps}
         super().__init__(params, own, **common)
         if verbose:
@@ -162,12 +172,13 @@ class Muon(_Orthogonal):
             raise ValueError(f"adjust_lr_fn={h.adjust_lr_fn!r} with algo={h.algo!r}, expected one of {names}")
 
     @staticmethod
-    def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
+        matrices_shape(h, p)
         slots = {"momentum_buffer": signed(least_bits=8)}
         return {**slots, "exp_avg_sq": positive()} if h.algo == "adamuon" else slots
 
     @staticmethod
-    def matrix_gain(h: Any, p: Tensor) -> float:
+    def gain(h: Any, p: Tensor) -> float:
         if h.algo == "adamuon" and h.adjust_lr_fn == "match_rms_adamw":
             gain = 0.2 * p.numel() ** 0.5
         else:
@@ -185,7 +196,8 @@ class Muon(_Orthogonal):
         o = o / root(s.exp_avg_sq, 1.0, k.eps)
         return o / (k.norm(o) + k.eps)
 
-    def rule_name(self, param: Tensor, group: Any) -> str:
+    @unwrapped
+    def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
         name = super().rule_name(param, group)
         return "AdaMuon" if name == "Muon" and {**self.defaults, **group}["algo"] == "adamuon" else name
 
@@ -201,7 +213,7 @@ class NorMuon(_Orthogonal):
         W ← W − lr·weight_decay·W − lr·s·Ô
 
     Args:
-        params: parameters or groups of parameters; see :func:`~descend.optimizers.routed.muon_param_groups`.
+        params: parameters or groups of parameters; see :func:`~descend.muon_param_groups`.
         lr: learning rate, ≥ 0.
         weight_decay: decoupled decay, in units of lr, ≥ 0.
         momentum: decay rate of the average, in [0, 1].
@@ -216,15 +228,18 @@ class NorMuon(_Orthogonal):
         fallback_lr_scale: the fallback's learning rate in units of lr, ≥ 0.
         betas: decay rates of the fallback's averages.
         scale_eps: add eps·√(n/m) to a matrix's norm rather than using eps as its least value.
-        use_fallback: treat all parameters of the group as AdamW's.
+        fallback: the rule of all other parameters, by its name ("lion", "package.module:Class"); None: AdamW, or NAdamW
+            with nesterov.
+        fallback_options: its options.
+        use_fallback: treat all parameters of the group as the fallback's.
         use_muon: True or False decides for the group whatever the shapes; None: shapes decide.
         split: number of equal parts along the rows that are matrices of their own, ≥ 1.
         stacked: the last two dimensions are matrices, all before them a batch (stacked experts).
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
         **common: see :class:`~descend.engine.options.Common`.
 
-    Raises:
-        ValueError: if no parameter is a hidden matrix and no group says that this is meant.
+    Warns:
+        UserWarning: if no parameter is a hidden matrix and no group says that this is meant.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)
@@ -254,6 +269,8 @@ class NorMuon(_Orthogonal):
         fallback_lr_scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.95),
         scale_eps: bool = False,
+        fallback: str | None = None,
+        fallback_options: Mapping[str, Any] | None = None,
         use_fallback: bool = False,
         use_muon: bool | None = None,
         split: int = 1,
@@ -263,7 +280,10 @@ class NorMuon(_Orthogonal):
     ) -> None:
         step = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, eps=eps, betas=betas)
         polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, safety_factor=safety_factor, ns_dtype=ns_dtype)
-        route = dict(fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, use_muon=use_muon, stacked=stacked)
+        route: dict[str, Any] = dict(
+            fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, use_muon=use_muon, stacked=stacked
+        )
+        route |= dict(fallback=fallback, fallback_options=fallback_options)
         rows = dict(beta2=beta2, row_eps=row_eps, scale_eps=scale_eps, adjust_lr_fn=adjust_lr_fn, split=split)
         own = {**step, **polar, **route, **rows}
         super().__init__(params, own, **common)
@@ -280,7 +300,7 @@ class NorMuon(_Orthogonal):
             raise ValueError(f"adjust_lr_fn={h.adjust_lr_fn!r}, expected one of {names}")
 
     @staticmethod
-    def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
+    def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         rows = (*matrices_shape(h, p)[:-1], 1)
         return {"momentum_buffer": signed(least_bits=8), "second_momentum_buffer": Slot("positive", shape=rows)}
 

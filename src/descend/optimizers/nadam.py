@@ -47,7 +47,7 @@ class NAdam(Optimizer):
     """
 
     carried: ClassVar[Mapping[str, float]] = {"mu_product": 1.0}
-    foreign_names: ClassVar[Mapping[str, str]] = {"m_schedule": "mu_product"}
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"m_schedule": "mu_product"}
 
     def __init__(
         self,

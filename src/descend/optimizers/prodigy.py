@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.executors import Totals
-from descend.engine.job import Job
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
-from descend.engine.rule import Rule
+from descend.engine.rule import Totals
 from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import take
 from descend.terms import accumulate, add_product, assign, choose, either, least, most
@@ -38,7 +36,7 @@ class Prodigy(Optimizer):
         d' = min(largest d̂ so far, growth_rate·d)      growth_rate acts after the first d̂ > d0
         p ← p − d·lr·weight_decay·p − d·lr·m/(√v + d'·eps)
 
-    The estimate is in every parameter group, as ``d``; the step is ``d·lr``.
+    The estimate is in every parameter group, as ``d``; the step is ``d·lr``. Where lr is 0, nothing changes.
 
     Args:
         params: parameters or groups of parameters.
@@ -138,12 +136,18 @@ class Prodigy(Optimizer):
         if h.use_bias_correction:
             rate = rate * (1 - beta2 ** (h.k + 1)) ** 0.5 / (1 - beta1 ** (h.k + 1))
         amount = rate * h.weight_decay * (h.lr / h.max_lr_snapshot if h.corrected_weight_decay else 1.0)
+        acts = choose(h.lr > 0, 1.0, 0.0)
+        kept1, kept2, kept_s = (choose(h.lr > 0, beta, 1.0) for beta in (beta1, beta2, _memory(h)))
         return {
-            "memory": _memory(h),
-            "weight1": h.d * (1 - beta1),
-            "weight2": h.d * h.d * (1 - beta2),
+            "counts": acts,
+            "kept1": kept1,
+            "kept2": kept2,
+            "kept_s": kept_s,
+            "weight1": acts * h.d * (1 - beta1),
+            "weight2": acts * h.d * h.d * (1 - beta2),
             "weight_r": h.d / h.d0 * rate,
-            "weight_s": h.d / h.d0 * (h.d if h.safeguard_warmup else rate),
+            "weight_s": acts * h.d / h.d0 * (h.d if h.safeguard_warmup else rate),
+            "memory": _memory(h),
             "first": choose(t == 1, 1.0, 0.0),
             "step_size": rate,
             "decay_amount": amount,
@@ -159,10 +163,10 @@ class Prodigy(Optimizer):
         some_p, some_g = (p, g) if k.slice_p == 1 else (_every(k.slice_p, p), _every(k.slice_p, g))
         if k.slice_p > 1:
             assign(s.p0, either(k.first, some_p, s.p0))
-        accumulate(s.s, k.memory, some_g, k.weight_s)
-        pairing, size = k.overall_sums((s.p0 - some_p) * some_g * k.weight_r, torch.abs(s.s))
-        accumulate(s.exp_avg, k.beta1, g, k.weight1)
-        add_product(s.exp_avg_sq.mul_(k.beta2), g, g, k.weight2)
+        accumulate(s.s, k.kept_s, some_g, k.weight_s)
+        pairing, size = k.overall_sums((s.p0 - some_p) * some_g * k.weight_r, torch.abs(s.s) * k.counts)
+        accumulate(s.exp_avg, k.kept1, g, k.weight1)
+        add_product(s.exp_avg_sq.mul_(k.kept2), g, g, k.weight2)
         d = _estimate(k, k.memory, pairing, size)["d"].to(size.dtype)
         take(p, s.exp_avg / (torch.sqrt(s.exp_avg_sq) + d * k.eps), g, k)
 
@@ -173,12 +177,11 @@ class Prodigy(Optimizer):
         own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in first.items()}
         self.param_groups[-1].update(own)
 
-    def _run(self, jobs: list[Job]) -> dict[type[Rule], Totals]:
-        totals = super()._run(jobs)
-        for pairing, size, *_ in totals[type(self)]:  # a process without gradients hears of more sums than there are
-            for group in self.param_groups:
-                _keep(group, pairing, size, jobs[0].known.get("found_inf") if jobs else None)
-        return totals
+    @classmethod
+    def after_step(cls, groups: Sequence[dict[str, Any]], totals: Totals, found_inf: Tensor | None) -> None:
+        for pairing, size, *_ in totals:  # a process without gradients hears of more sums than there are
+            for group in groups:
+                _keep(group, pairing, size, found_inf)
 
 
 def _memory(h: Any) -> Any:
@@ -188,7 +191,7 @@ def _memory(h: Any) -> Any:
 
 def _estimate(k: Any, memory: Any, pairing: Any, size: Any) -> dict[str, Any]:
     """What follows from this step's sums, in the groups' names; a size of 0 tells nothing."""
-    numerator = memory * k.d_numerator + pairing
+    numerator = choose(size > 0, memory * k.d_numerator + pairing, k.d_numerator)
     estimate = choose(size > 0, k.d_coef * numerator / choose(size > 0, size, 1.0), k.d)
     d = choose(k.d <= k.d0, most(k.d, estimate), k.d)
     d_max = most(k.d_max, estimate)

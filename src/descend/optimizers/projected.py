@@ -45,7 +45,9 @@ def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tens
     radial = p * torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
 
     def tangential(x: Tensor, along_rows: Tensor, along_all: Tensor) -> Tensor:
-        return x - radial * torch.where(above == 0, along_rows, along_all)
+        along = torch.where(above == 0, along_rows, along_all)
+        # Where a sum overflows, there is no part to leave out.
+        return x - radial * torch.where(torch.isfinite(along), along, 0.0)
 
     u = tangential(u, by_channel[3], by_layer[3])
     if k.caution:

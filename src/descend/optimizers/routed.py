@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from fnmatch import fnmatch
+import warnings
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
-from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import take
+from descend.engine.rule import Rule
+from descend.engine.sharding.layout import processes
 from descend.optimizers.adam import AdamW, NAdamW
+from descend.terms import finite_else
 
 _LEAST_SIZE = 4
 _LARGEST_RATIO = 128
 
 
-class Routed(Optimizer):
-    """The base of Muon and its kin: matrices go to `matrix_slots` and `direction`, the rest to AdamW.
+class MatrixRule(Optimizer):
+    """The base of Muon, NorMuon and Dion: rules of hidden matrices, which leave all other parameters to a fallback.
 
     A parameter is treated as a matrix unless its group says ``use_fallback=True``, or its shape says otherwise: fewer
     than two dimensions larger than 1, a first or second dimension of 1, a side below 4, or sides in a ratio above 128.
     ``use_muon`` in a group, where it is not None, decides regardless of shape.
+
+    The fallback is AdamW with this rule's ``lr * fallback_lr_scale``, ``betas``, ``eps`` and ``weight_decay`` (NAdamW with
+    ``nesterov``), or the rule that ``fallback`` names, with its own defaults, this rule's ``lr * fallback_lr_scale`` and
+    ``weight_decay``, and what ``fallback_options`` says.
     """
 
     reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(("ns_steps", "split", "power_iters", "rank_multiple_of", "seed"))
     # timm keeps its routing in the state.
-    extra_state: ClassVar[frozenset[str]] = Optimizer.extra_state | {"use_muon"}
+    foreign_names: ClassVar[Mapping[str, str | None]] = {"use_muon": None}
 
     def __init__(self, params: Any, defaults: Mapping[str, Any], **common: Any) -> None:
         super().__init__(params, defaults, **common)
-        require_matrices(
+        expect_matrices(
             self,
             "use_fallback=True in the groups if that is meant, or AdamW",
-            lambda h, p: h.use_fallback or getattr(h, "use_muon", None) is not None or self.is_matrix(h, p),
+            lambda h, p: h.use_fallback or getattr(h, "use_muon", None) is not None or self.serves(h, p),
         )
 
-    @staticmethod
-    def is_matrix(h: Any, p: Tensor) -> bool:
-        """Whether the parameter is treated as one or several matrices under the options of its group."""
+    @classmethod
+    def serves(cls, h: Any, p: Tensor) -> bool:
         if h.use_fallback:
             return False
         if h.use_muon is not None:
@@ -60,54 +67,77 @@ class Routed(Optimizer):
         short, long = sorted(sides)
         return short >= _LEAST_SIZE and long <= _LARGEST_RATIO * short
 
-    @staticmethod
-    def matrix_slots(h: Any, p: Tensor) -> dict[str, Slot]:
-        """The state of a parameter that is treated as a matrix."""
-        raise NotImplementedError
+    @classmethod
+    def fallback(cls, h: Any) -> tuple[type[Rule], Mapping[str, Any]]:
+        handed = {"lr": h.lr * h.fallback_lr_scale, "weight_decay": h.weight_decay}
+        if h.fallback is None:
+            adam = NAdamW if getattr(h, "nesterov", False) else AdamW
+            return adam, {**handed, "betas": h.betas, "eps": h.eps, **dict(h.fallback_options or {})}
+        return rule_named(h.fallback), {**handed, **dict(h.fallback_options or {})}
 
     @staticmethod
-    def matrix_gain(h: Any, p: Tensor) -> float:
+    def gain(h: Any, p: Tensor) -> float:
         """What multiplies the lr for a matrix of this shape."""
         raise NotImplementedError
 
     @classmethod
-    def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
-        if not cls.is_matrix(h, p):
-            return {"exp_avg": signed(), "exp_avg_sq": positive()}
-        matrices_shape(h, p)
-        return cls.matrix_slots(h, p)
+    def foreign_state(cls, h: Any, p: Tensor) -> dict[str, Any]:
+        return {"use_muon": cls.serves(h, p)}
 
     @classmethod
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
-        if not cls.is_matrix(h, p):
-            return {"fallback": True}
-        return {"fallback": False, "matrices": matrices_shape(h, p), "matrix_gain": cls.matrix_gain(h, p)}
+        return {"matrices": matrices_shape(h, p), "gain": cls.gain(h, p)}
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        if k.fallback:
-            fall_back(p, g, s, k)
-        else:
-            direction = cls.direction(p, g, s, k)
-            take(p, direction, g, k.but(gain=k.matrix_gain, step_size=k.lr * k.matrix_gain))
-
-    def rule_name(self, param: Tensor, group: Mapping[str, Any]) -> str:
-        """Which rule moves this parameter of this group."""
-        h = SimpleNamespace(**{**self.defaults, **group})
-        if self.is_matrix(h, param):
-            return type(self).__name__
-        return "NAdamW" if getattr(h, "nesterov", False) else "AdamW"
+        super().move(p, finite_else(g, 0.0), s, k)
 
 
-def require_matrices(optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool]) -> None:
-    """Raise ValueError if a rule for matrices got parameters, and `served` holds for none of them."""
-    rows = [(SimpleNamespace(**group), p) for group in optimizer.param_groups for p in group["params"]]
+def rule_named(name: str) -> type[Optimizer]:
+    """An optimizer class by its name in any case, or by module and name (``"package.module:Class"``).
+
+    Raises:
+        ValueError: if there is none; the message has the nearest names.
+    """
+    module, _, wanted = name.rpartition(":")
+    there = vars(import_module(module or __package__))
+    kinds = {n if module else n.lower(): kind for n, kind in there.items() if _is_rule(kind)}
+    found = kinds.get(wanted if module else wanted.lower())
+    if found is None:
+        near = get_close_matches(wanted.lower(), kinds, n=3)
+        raise ValueError(
+            f"there is no rule {name!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+        )
+    return found
+
+
+def _is_rule(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+
+
+def expect_matrices(
+    optimizer: Optimizer, instead: str, served: Callable[[Any, Tensor], bool], strict: bool = False
+) -> None:
+    """Warn if a rule for matrices got parameters, and `served` holds for none of them.
+
+    Args:
+        optimizer: with its groups.
+        instead: what to use if that is meant.
+        served: whether the rule is for a parameter under the options of its group.
+        strict: raise ValueError instead, unless there are several processes, one of which may have no matrix.
+    """
+    rows = [
+        (SimpleNamespace(**group), p) for group in optimizer.param_groups for p in group["params"] if not is_lazy(p)
+    ]
     if rows and not any(served(h, p) or p.is_complex() for h, p in rows):
         shapes = ", ".join(str(tuple(p.shape)) for _, p in rows[:3])
-        raise ValueError(
+        message = (
             f"{type(optimizer).__name__}: none of the {len(rows)} parameters (of shapes {shapes}"
             f"{', ...' if len(rows) > 3 else ''}) is a hidden matrix; pass the model's matrices too, or use {instead}"
         )
+        if strict and processes() == 1:
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=4)
 
 
 def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
@@ -156,61 +186,3 @@ def from_matrices(x: Tensor, k: Known) -> Tensor:
 def is_spatial(k: Any) -> bool:
     """Whether the parameter is a convolution that is taken position by position."""
     return getattr(k, "conv_mode", "flatten") == "batched" and not k.stacked and len(k.shape) > 2
-
-
-def fall_back(p: Tensor, g: Tensor, s: State, k: Known) -> None:
-    """A step of AdamW, or of NAdamW with nesterov, at lr·fallback_lr_scale."""
-    lr, decay = k.lr * k.fallback_lr_scale, k.decay_amount * k.fallback_lr_scale
-    scaled = dict(lr=lr, gain=k.debias1, step_size=lr * k.debias1, decay_amount=decay, decay_factor=1 - decay)
-    rule = NAdamW if getattr(k, "nesterov", False) else AdamW
-    rule.move(p, g, s, k.but(**scaled, amsgrad=False, clipping_threshold=None))
-
-
-def muon_param_groups(
-    model: nn.Module, *, weight_decay: float | None = None, head: str | Collection[str] | None = None
-) -> list[dict[str, Any]]:
-    """Groups for Muon and its kin: hidden matrices, and with ``use_fallback=True`` what AdamW moves better.
-
-    Embeddings, the head, normalisation layers, biases and all vectors fall back.
-
-    Args:
-        model: whose parameters to group; frozen ones are left out.
-        weight_decay: of matrices and embeddings; vectors then get 0. None: leave it to the optimizer.
-        head: wildcard patterns of the output layer's parameter names. None: the layer that the model's
-            ``get_classifier()`` returns, else its last linear layer.
-
-    Returns:
-        Groups with names, ready for an optimizer.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-        >>> [(group["use_fallback"], len(group["params"])) for group in muon_param_groups(model)]
-        [(False, 1), (True, 3)]
-    """
-    falls_back = _head(model, head)
-    for module in model.modules():
-        norm = any("Norm" in base.__name__ for base in type(module).__mro__)
-        if norm or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            falls_back.update(module.parameters(recurse=False))
-    groups: dict[tuple[bool, float | None], list[tuple[str, nn.Parameter]]] = {}
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            vector = p.dim() < 2 or name.endswith("bias")
-            decay = 0.0 if vector and weight_decay is not None else weight_decay
-            groups.setdefault((vector or p in falls_back, decay), []).append((name, p))
-    return [
-        {"params": params, "use_fallback": fallback, **({} if decay is None else {"weight_decay": decay})}
-        for (fallback, decay), params in groups.items()
-    ]
-
-
-def _head(model: nn.Module, head: str | Collection[str] | None) -> set[nn.Parameter]:
-    if head is not None:
-        patterns = [head] if isinstance(head, str) else list(head)
-        return {p for name, p in model.named_parameters() if any(fnmatch(name, pattern) for pattern in patterns)}
-    find = getattr(model, "get_classifier", None)
-    layer = find() if callable(find) else None
-    if layer is None:
-        layer = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
-    layers = layer if isinstance(layer, (tuple, list)) else [layer]
-    return {p for module in layers if isinstance(module, nn.Module) for p in module.parameters()}

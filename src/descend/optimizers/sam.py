@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 
+from descend.engine.options import plain
 from descend.engine.plan import awaited
 from descend.engine.sharding.collectives import norm_of
 from descend.engine.sharding.layout import layout_of, local
 from descend.engine.slots import state_dtype
+from descend.engine.unwrapped import unwrap, unwrapped
+from descend.optimizers.wrapper import Wrapper
 
-_OPTIONS = ("sam_rho", "sam_adaptive")
 
-
-class SAM(torch.optim.Optimizer):
+class SAM(Wrapper):
     """SAM, sharpness-aware minimisation.
 
     ::
@@ -47,18 +50,33 @@ class SAM(torch.optim.Optimizer):
     The scale of the first gradient does not matter: do not unscale it. Clip the second one. BatchNorm's running
     statistics belong to the first pass: set ``momentum = 0`` on such layers for the second.
 
+    With gradient accumulation all micro-batches go through the model twice, so there a closure, which has only the last
+    one, raises::
+
+        for batch in micro_batches:
+            (loss_of(batch) / len(micro_batches)).backward()
+        optimizer.first_step(zero_grad=True)
+        for batch in micro_batches:
+            (loss_of(batch) / len(micro_batches)).backward()
+        optimizer.second_step(zero_grad=True)
+
+    In Lightning that is manual optimization; automatic optimization, which calls ``step(closure)``, is right without
+    ``accumulate_grad_batches``.
+
     Groups and state are the base optimizer's own: schedulers, hyper-parameters and checkpoints see one optimizer. rho
-    and adaptive are group options, as ``sam_rho`` and ``sam_adaptive``.
+    and adaptive are group options, as ``sam_rho`` and ``sam_adaptive``. The form that is usual elsewhere is understood
+    too: ``SAM(params, SGD, rho=0.05, lr=0.1, momentum=0.9)``.
 
     Args:
-        base_optimizer: any optimizer, of descend or of torch.
+        base_optimizer: any optimizer, of descend or of torch; or, after the parameters, its class, whose options follow.
         rho: radius of the neighbourhood, ≥ 0; 0.05 in the paper, and 0.5 to 2 with ``adaptive``.
         adaptive: measure the neighbourhood relative to the size of each parameter (ASAM).
 
     Raises:
         TypeError: if base_optimizer is no optimizer.
         ValueError: for rho or adaptive out of range.
-        RuntimeError: for passes in another order than above, and for sparse gradients.
+        RuntimeError: for passes in another order than above, for a closure with gradient accumulation, and for sparse
+            gradients.
 
     Example:
         >>> from descend import AdamW
@@ -74,26 +92,46 @@ class SAM(torch.optim.Optimizer):
         Adaptive: Kwon et al., ASAM, 2021, arXiv 2102.11600, without its small constant in T.
     """
 
-    #: GradScaler asks this: an overflow has to bring the parameters back, so the step is to be called in any case.
-    _step_supports_amp_scaling = True
+    own_options: ClassVar[tuple[str, ...]] = ("sam_rho", "sam_adaptive")
 
-    def __init__(self, base_optimizer: torch.optim.Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
-        if not isinstance(base_optimizer, torch.optim.Optimizer):
-            kind = type(base_optimizer).__name__
-            raise TypeError(f"SAM: base_optimizer is a {kind}, expected a torch.optim.Optimizer")
-        own = {"sam_rho": rho, "sam_adaptive": adaptive}
-        for group in base_optimizer.param_groups:
-            _check({**own, **group})
-        super().__init__(base_optimizer.param_groups, {**base_optimizer.defaults, **own})
-        self._origins: dict[Tensor, Tensor] | None = None
-        self._share(base_optimizer)
+    @overload
+    def __init__(self, base_optimizer: torch.optim.Optimizer, rho: float = 0.05, adaptive: bool = False) -> None: ...
+    @overload
+    def __init__(
+        self,
+        params: Any,
+        base_optimizer: Callable[..., torch.optim.Optimizer],
+        rho: float = 0.05,
+        adaptive: bool = False,
+        **options: Any,
+    ) -> None: ...
+    def __init__(self, *args: Any, **options: Any) -> None:
+        second = options.get("base_optimizer", args[1] if len(args) > 1 else None)
+        base_optimizer, rho, adaptive = (_from_class if callable(second) else _around)(*args, **options)
+        super().__init__(base_optimizer, {"sam_rho": plain(rho), "sam_adaptive": plain(adaptive)})
 
-    def _share(self, base_optimizer: torch.optim.Optimizer) -> None:
-        self.base_optimizer = base_optimizer
-        self.param_groups = base_optimizer.param_groups
-        self.state = base_optimizer.state
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._origins: dict[Tensor, Tensor] = {}
+        self._by_hand = self._returns = self._overflowed = False
+        super().__setstate__(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_origins": self._origins, "_by_hand": self._by_hand}
+
+    @classmethod
+    def _check(cls, group: Mapping[str, Any]) -> None:
+        rho, adaptive = plain(group["sam_rho"]), plain(group["sam_adaptive"])
+        if not (isinstance(rho, (int, float)) and 0 <= rho < math.inf):
+            raise ValueError(f"SAM: rho={rho!r}, expected a finite number >= 0")
+        if not isinstance(adaptive, bool):
+            raise ValueError(f"SAM: adaptive={adaptive!r}, expected True or False")
 
     # ------------------------------------------------------------------ the two passes
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """GradScaler asks this: between first_step() and step() an overflow has to bring the parameters back."""
+        return self._by_hand
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Both passes with a closure; without one the second, after :meth:`first_step` and a backward pass.
@@ -104,45 +142,41 @@ class SAM(torch.optim.Optimizer):
         Returns:
             What the closure returned at first, at the parameters themselves.
         """
+        if self._by_hand:
+            return self._second_step(closure)
         if closure is None:
-            self._finish()
+            if any(bool(g.any()) for _, _, g in self._moving()):
+                raise RuntimeError(
+                    "SAM: step() without first_step() and without a closure; it needs two backward passes"
+                )
+            self._step_of_base()
             return None
-        if self._origins is not None:
-            raise RuntimeError("SAM: step(closure) after first_step(); finish with second_step(), or use it alone")
-        with torch.enable_grad():
-            loss = closure()
-        self.first_step(zero_grad=True)
+        self._check_mode()
+        loss = self._at_origin(closure)
+        self._ascend()
+        self.zero_grad()
         try:
             with torch.enable_grad():
                 closure()
         except BaseException:
             self._come_back()
             raise
-        self._finish()
+        self._come_back()
+        self._step_of_base()
         return loss
 
-    @torch.no_grad()
+    @unwrapped
     def first_step(self, zero_grad: bool = False) -> None:
         """Go to p + e. The gradient may still be scaled; where it is not finite, the parameters stay.
 
         Args:
             zero_grad: drop the gradient afterwards, as the second pass needs it.
         """
-        if self._origins is not None:
+        if self._by_hand:
             raise RuntimeError("SAM: first_step() twice; take the second backward pass and call second_step()")
-        moving = list(self._moving())
-        scaled = [g * local(p).abs() if group["sam_adaptive"] else g for group, p, g in moving]
-        norm = norm_of([p for _, p, _ in moving], scaled)
-        inverse = torch.where(torch.isfinite(norm) & (norm > 0), 1 / norm, 0.0)
-        self._origins = {}
-        for group, p, g in moving:
-            here = local(p).detach()
-            self._origins[p] = here.clone()
-            uphill = -group["sam_rho"] if group.get("maximize") else group["sam_rho"]
-            e = g * (inverse * uphill).to(g.device)
-            if group["sam_adaptive"]:
-                e = e * here.abs().square()
-            here.add_(e.nan_to_num(0.0))
+        self._check_mode()
+        self._ascend()
+        self._by_hand = True
         if zero_grad:
             self.zero_grad()
 
@@ -152,11 +186,66 @@ class SAM(torch.optim.Optimizer):
         Args:
             zero_grad: drop the gradient afterwards.
         """
-        if self._origins is None:
+        sam = unwrap(self)
+        if not sam._by_hand:
             raise RuntimeError("SAM: second_step() before first_step(), which goes where the gradient is to be taken")
-        self.step()
+        sam._returns = True
+        try:
+            self.step()  # of a framework's wrapper, which counts it, and brings a closure of its own
+        finally:
+            sam._returns = False
         if zero_grad:
             self.zero_grad()
+
+    def _second_step(self, closure: Callable[[], float] | None) -> float | None:
+        loss = None
+        if closure is not None:
+            if not self._returns:
+                raise RuntimeError("SAM: step(closure) after first_step(); finish with second_step(), or use it alone")
+            with torch.enable_grad():
+                loss = closure()
+        self._come_back()
+        self._by_hand = False
+        self._step_of_base()
+        return loss
+
+    def _at_origin(self, closure: Callable[[], float]) -> float:
+        """The first pass; raises where it adds to gradients that were there, which the second could not."""
+        grew: dict[Tensor, Tensor] = {}
+
+        def arrives(p: Tensor, g: Tensor) -> None:  # before it is added to p.grad
+            if p not in grew and p.grad is not None and p.grad.layout is torch.strided:
+                grew[p] = local(p.grad).any()
+            else:
+                grew.setdefault(p, torch.tensor(False))
+
+        with ExitStack() as hooks, torch.enable_grad():
+            for p in (p for group in self.param_groups for p in group["params"] if p.requires_grad):
+                hooks.callback(p.register_hook(partial(arrives, p)).remove)
+            loss = closure()
+        if any(bool(each) for each in grew.values()):
+            raise RuntimeError(
+                "SAM: step(closure) adds to gradients of earlier backward passes, which the second pass would lack. "
+                "If the closure is to zero them, call zero_grad() in it. With gradient accumulation use no closure: "
+                "backward for every micro-batch, first_step(zero_grad=True), backward for every one again, second_step()"
+            )
+        return loss
+
+    @torch.no_grad()
+    def _ascend(self) -> None:
+        moving = list(self._moving())
+        scaled = [g * local(p).abs() if group["sam_adaptive"] else g for group, p, g in moving]
+        norm = norm_of([p for _, p, _ in moving], scaled)
+        inverse = torch.where(torch.isfinite(norm) & (norm > 0), 1 / norm, 0.0)
+        self._versions = {p: p._version for _, p, _ in moving}
+        for group, p, g in moving:
+            here = local(p).detach()
+            self._origins[p] = here.clone()
+            uphill = -group["sam_rho"] if group.get("maximize") else group["sam_rho"]
+            e = g * (inverse * uphill).to(g.device)
+            if group["sam_adaptive"]:
+                e = e * here.abs().square()
+            here.add_(e.nan_to_num(0.0))
 
     def _moving(self) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
         """Each group, parameter and gradient, the latter what this process has of it in the dtype of the maths."""
@@ -171,17 +260,15 @@ class SAM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _come_back(self) -> None:
-        for p, origin in (self._origins or {}).items():
+        for p, origin in self._origins.items():
             local(p).detach().copy_(origin)
-        self._origins = None
+        self._origins = {}
 
     @torch.no_grad()
-    def _finish(self) -> None:
-        if self._origins is None and any(bool(g.any()) for _, _, g in self._moving()):
-            raise RuntimeError("SAM: step() without first_step() and without a closure; it needs two backward passes")
-        self._come_back()
+    def _step_of_base(self) -> None:
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and bool(found_inf):
+        self._overflowed = found_inf is not None and bool(found_inf)
+        if self._overflowed:
             return
         if grad_scale is not None:
             inverse = grad_scale.double().reciprocal()
@@ -190,64 +277,24 @@ class SAM(torch.optim.Optimizer):
                     if p.grad is not None:
                         p.grad.mul_(inverse.to(p.grad))
         self.base_optimizer.step()
-        self._share(self.base_optimizer)
 
-    # ------------------------------------------------------------------ an optimizer like any other
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer, with SAM's options."""
-        if "base_optimizer" not in self.__dict__:  # torch's constructor takes over the groups that are there
-            super().add_param_group(param_group)
-            return
-        _check({**self.defaults, **param_group})
-        self.base_optimizer.add_param_group(param_group)
-        self._set_defaults()
-
-    def _set_defaults(self) -> None:
-        self._share(self.base_optimizer)
-        for group in self.param_groups:
-            for name in _OPTIONS:
-                group.setdefault(name, self.defaults[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state_dict; ``sam_rho`` and ``sam_adaptive`` are among the group options."""
-        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
-            pre_hook(self)
-        state_dict = self.base_optimizer.state_dict()
-        for hook in self._optimizer_state_dict_post_hooks.values():
-            state_dict = hook(self, state_dict) or state_dict
-        return state_dict
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state_dict of SAM, or one of the base optimizer alone."""
-        given = dict(state_dict)
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            given = hook(self, given) or given
-        self.base_optimizer.load_state_dict(given)
-        self._set_defaults()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
-
-    def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
-        """Bytes of state for one parameter, all of them the base optimizer's."""
-        base: Any = self.base_optimizer
-        return int(base.state_bytes(param, group))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "defaults": self.defaults,
-            "base_optimizer": self.base_optimizer,
-            "_origins": self._origins,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._share(self.base_optimizer)
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last call of :meth:`step` left everything as it was, since a gradient was not finite."""
+        return self._overflowed or getattr(self.base_optimizer, "step_was_skipped", False)
 
 
-def _check(group: Mapping[str, Any]) -> None:
-    rho, adaptive = (group[name] for name in _OPTIONS)
-    if not (isinstance(rho, (int, float)) and 0 <= rho < math.inf):
-        raise ValueError(f"SAM: rho={rho!r}, expected a finite number >= 0")
-    if not isinstance(adaptive, bool):
-        raise ValueError(f"SAM: adaptive={adaptive!r}, expected True or False")
+def _around(
+    base_optimizer: torch.optim.Optimizer, rho: float = 0.05, adaptive: bool = False
+) -> tuple[torch.optim.Optimizer, float, bool]:
+    return base_optimizer, rho, adaptive
+
+
+def _from_class(
+    params: Any,
+    base_optimizer: Callable[..., torch.optim.Optimizer],
+    rho: float = 0.05,
+    adaptive: bool = False,
+    **options: Any,
+) -> tuple[torch.optim.Optimizer, float, bool]:
+    return base_optimizer(params, **options), rho, adaptive

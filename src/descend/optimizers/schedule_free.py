@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -10,16 +11,76 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.exact import read, write
 from descend.engine.known import Known, State
+from descend.engine.master_weights import parts, read, write
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.slots import Slot, position, positive
 from descend.engine.text import shape_direction
+from descend.engine.unwrapped import unwrapped
 from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root, value_of
 
 
-class ScheduleFree(Optimizer):
+class TwoPoints(Optimizer):
+    """The switch between two points: y, where gradients are taken, and x, the average, which is evaluated and saved.
+
+    Groups with ``train_mode`` have two; others have one, and stay.
+    """
+
+    def train(self) -> None:
+        """Put y, where gradients are taken, into the parameters: before training starts again. Harmless twice."""
+        self._switch(True)
+
+    def eval(self) -> None:
+        """Put x, the average, into the parameters: before an evaluation, and before saving. Harmless twice.
+
+        The running statistics of BatchNorm belong to y. With such layers, after ``optimizer.eval()`` send some dozen
+        training batches through the model in its training mode, without gradients, before evaluating it.
+        """
+        self._switch(False)
+
+    @unwrapped
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """x in the parameters for the length of a block, and then every bit as before, in either mode.
+
+        What is saved without it, and without :meth:`eval`, is y::
+
+            with optimizer.averaged():
+                torch.save(model.state_dict(), path)
+
+        It takes the memory of a second copy of the parameters. Steps inside the block raise, as after :meth:`eval`.
+        """
+        training = [group for group in self.param_groups if group.get("train_mode")]
+        tensors = [(p, t) for group in training for p in group["params"] for t in parts(self, group, p)]
+        before = [t.clone() for _, t in tensors]
+        self.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (_, t), value in zip(tensors, before, strict=True):
+                    t.copy_(value)
+            for group in training:
+                group["train_mode"] = True
+
+    @unwrapped
+    @torch.no_grad()
+    def _switch(self, train: bool) -> None:
+        for group in self.param_groups:
+            if group.get("train_mode", train) == train:
+                continue
+            for p in group["params"]:
+                state = self.state.get(p, {})
+                z = state.get("z")
+                if z is not None:
+                    beta = float(state.get("y_beta", 0.0)) or float(_beta(SimpleNamespace(**group)))
+                    towards_z = 1 - beta if train else 1 - 1 / beta
+                    write(self, group, p, read(self, group, p).lerp(z.to(p.device), towards_z))
+            group["train_mode"] = train
+
+
+class ScheduleFree(TwoPoints):
     """What the schedule-free optimizers share: three points in place of one, and the switch between two of them.
 
     ::
@@ -29,10 +90,12 @@ class ScheduleFree(Optimizer):
         x ← (1−cₜ)x + cₜz            what is evaluated and saved: the parameter after eval()
 
     with the direction u at y, cₜ = wₜ/Σw and wₜ = tʳ·(largest lrₜ so far)^weight_lr_power. Only z, and y or x, are
-    stored. A fresh optimizer is in training mode.
+    stored, and the β that y was made with: β may change from step to step and does not move x. A fresh optimizer is in
+    training mode.
     """
 
-    carried: ClassVar[Mapping[str, float]] = {"weight_sum": 0.0, "lr_max": 0.0}
+    #: ``y_beta`` is 0 where it is not known which β y was made with: at first, where y is x, and in older checkpoints.
+    carried: ClassVar[Mapping[str, float]] = {"weight_sum": 0.0, "lr_max": 0.0, "y_beta": 0.0}
     refused: ClassVar[Mapping[str, str]] = {"hyperball": "averages of points on a sphere lie inside it"}
 
     @staticmethod
@@ -54,59 +117,20 @@ class ScheduleFree(Optimizer):
         u = shape_direction(value_of(cls.direction(p, g, s, k)), g, k)
         decayed = p + p * torch.sign(p * u).clamp_max(0.0) if k.cautious_weight_decay else p
         u = plus(u, decayed, k.pull)
-        ema(p, s.z, k.share)
+        ema(p, s.z, k.to_z)
         add_scaled(p, u, -k.step_y)
         add_scaled(s.z, u, -k.step_z)
-
-    def train(self) -> None:
-        """Put y, where gradients are taken, into the parameters: before training starts again. Harmless twice."""
-        self._switch(True)
-
-    def eval(self) -> None:
-        """Put x, the average, into the parameters: before an evaluation, and before saving. Harmless twice.
-
-        The running statistics of BatchNorm belong to y. With such layers, after ``optimizer.eval()`` send some dozen
-        training batches through the model in its training mode, without gradients, before evaluating it.
-        """
-        self._switch(False)
-
-    @torch.no_grad()
-    def _switch(self, train: bool) -> None:
-        for group in self.param_groups:
-            if group["train_mode"] == train:
-                continue
-            beta = float(_beta(SimpleNamespace(**group)))
-            towards_z = 1 - beta if train else 1 - 1 / beta
-            for p in group["params"]:
-                z = self.state.get(p, {}).get("z")
-                if z is not None:
-                    write(self, group, p, read(self, group, p).lerp(z.to(p.device), towards_z))
-            group["train_mode"] = train
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, in the mode of the others."""
         super().add_param_group(param_group)
         self.param_groups[-1].setdefault("train_mode", self.param_groups[0].get("train_mode", True))
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every parameter that has a gradient by one step.
-
-        Args:
-            closure: re-evaluates the model and returns the loss; it runs with gradients enabled.
-
-        Returns:
-            What the closure returned.
-
-        Raises:
-            RuntimeError: after ``eval()``, while the parameters are not the point that gradients belong to.
-        """
-        self._check_mode()
-        return super().step(closure)
-
-    def _check_mode(self) -> None:
-        if not all(group["train_mode"] for group in self.param_groups):
+    @classmethod
+    def check_mode(cls, group: Mapping[str, Any]) -> None:
+        if not group["train_mode"]:
             raise RuntimeError(
-                f"{type(self).__name__}: step() after eval(), while the parameters hold the average; "
+                f"{cls.__name__}: step() after eval(), while the parameters hold the average; "
                 "call optimizer.train() before training goes on"
             )
 
@@ -123,7 +147,8 @@ class ScheduleFreeAdamW(ScheduleFree):
         y ← (1−β₁)z + β₁x
 
     The parameters are y in training and x after ``optimizer.eval()``, where evaluations and checkpoints belong;
-    ``optimizer.train()`` goes back. The mode is part of the state_dict.
+    ``optimizer.train()`` goes back. Within ``with optimizer.averaged():`` they are x too. The mode is part of the
+    state_dict.
 
     Args:
         params: parameters or groups of parameters.
@@ -254,7 +279,8 @@ class ScheduleFreeSGD(ScheduleFree):
         y ← (1−momentum)z + momentum·x
 
     The parameters are y in training and x after ``optimizer.eval()``, where evaluations and checkpoints belong;
-    ``optimizer.train()`` goes back. The mode is part of the state_dict.
+    ``optimizer.train()`` goes back. Within ``with optimizer.averaged():`` they are x too. The mode is part of the
+    state_dict.
 
     Args:
         params: parameters or groups of parameters.
@@ -318,11 +344,15 @@ def _warm(t: Any, h: Any) -> Any:
 
 
 def _averaging(t: Any, h: Any, c: Any, lr: Any) -> dict[str, Any]:
-    """How far y and z go along u at step t, and how much of z the average takes in."""
+    """How far y and z go along u at step t, and how far y goes to z as the average takes z in and β changes."""
+    beta = _beta(h)
+    before = choose(c.y_beta > 0, c.y_beta, beta)
+    c.y_beta = beta + 0 * c.y_beta  # a tensor where the others are
     c.lr_max = most(c.lr_max, lr)
     weight = t**h.r * c.lr_max**h.weight_lr_power
     c.weight_sum = c.weight_sum + weight
     started = c.weight_sum > 0
     share = choose(started, weight / choose(started, c.weight_sum, 1.0), 0.0)
     pull = h.weight_decay * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.weight_decay
-    return {"share": share, "step_y": lr * (1 - _beta(h) * (1 - share)), "step_z": lr, "pull": pull}
+    to_z = share + (1 - beta / before) * (1 - share)  # so that x = (y − (1−β)z)/β stays where it is as β changes
+    return {"to_z": to_z, "step_y": lr * (1 - beta * (1 - share)), "step_z": lr, "pull": pull}

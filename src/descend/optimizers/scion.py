@@ -16,7 +16,7 @@ from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, signed
 from descend.engine.text import shape_direction
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
-from descend.terms import add_scaled, ema, scale
+from descend.terms import add_scaled, ema, finite_else, scale
 
 # What norm_kwargs may hold for each norm, and the dimensions that a parameter must have for it.
 _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
@@ -159,6 +159,7 @@ class Scion(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        g = finite_else(g, 0.0)
         m = ema(s.momentum_buffer, g, k.momentum) if "momentum_buffer" in s else g
         u = shape_direction(_corner(m, k) * k.scale, g, k)
         if not k.unconstrained:

@@ -16,8 +16,8 @@ from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.linear import along, gram, inverse_root
 from descend.optimizers.adam import bias_correction, moments
-from descend.optimizers.routed import check_whole, require_matrices
-from descend.terms import assign, ema, root
+from descend.optimizers.routed import check_whole, expect_matrices
+from descend.terms import assign, blend, finite_else, root
 
 Block = tuple[tuple[int, int], ...]
 
@@ -93,7 +93,7 @@ class Shampoo(Optimizer):
         )
         step = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(params, {**step, "max_preconditioner_dim": max_preconditioner_dim, **when, **graft}, **common)
-        require_matrices(self, "AdamW", lambda h, p: p.dim() > 1)
+        expect_matrices(self, "AdamW", lambda h, p: p.dim() > 1, strict=True)
 
     @staticmethod
     def check(h: Any) -> None:
@@ -139,11 +139,19 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        moments(g, s, k, (k.weight1, k.graft_weight))
+        g = finite_else(g, 0.0)
+        factors, roots = {}, {}
         for name, (where, i) in block_factors(k.blocks):
-            factor = ema(getattr(s, f"factor_{name}"), gram(cut(g, where), i), k.weight2)
+            factor = getattr(s, f"factor_{name}")
+            factors[name] = blend(factor, finite_else(gram(cut(g, where), i), factor), k.weight2)
             if k.refresh:
-                assign(getattr(s, f"root_{name}"), inverse_root(factor * k.debias2**2, 2 * k.ndim, k.eps))
+                # The decompositions come first: one that fails leaves the state as it was.
+                roots[name] = inverse_root(factors[name] * k.debias2**2, 2 * k.ndim, k.eps)
+        for name, factor in factors.items():
+            assign(getattr(s, f"factor_{name}"), factor)
+        for name, made in roots.items():
+            assign(getattr(s, f"root_{name}"), made)
+        moments(g, s, k, (k.weight1, k.graft_weight))
         d = s.exp_avg / root(s.exp_avg_sq, k.graft_debias, k.grafting_eps)
         if k.begun:
             for b, where in enumerate(k.blocks):

@@ -14,9 +14,9 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, keep_norm, shape_direction
-from descend.linear import along, eigenbasis, gram, orthonormal, product, transpose
-from descend.optimizers.routed import check_whole, require_matrices
-from descend.terms import add_scaled, assign, ema, ema_sq, root
+from descend.linear import along, eigenbasis, gram, power_step, product, rounding, transpose, without_rounding
+from descend.optimizers.routed import check_whole, expect_matrices
+from descend.terms import add_scaled, assign, blend, ema, ema_sq, finite_else, root
 
 
 class SOAP(Optimizer):
@@ -33,6 +33,9 @@ class SOAP(Optimizer):
     The first step measures L and R, takes their eigenvectors and moves nothing; t counts those after it. At a refresh
     M' is turned into the new coordinates. Tensors of more dimensions have a factor for each; dimensions larger than
     max_precond_dim keep their coordinates, and so do vectors, which makes them Adam's.
+
+    Where L or R lacks rank or has equal eigenvalues, fixed vectors choose the basis, not rounding, and rotated
+    gradients that are rounding count as 0.
 
     Args:
         params: parameters or groups of parameters.
@@ -87,7 +90,9 @@ class SOAP(Optimizer):
         factors = dict(precondition_frequency=precondition_frequency, max_precond_dim=max_precond_dim)
         own = {**adam, **factors, "shampoo_beta": shampoo_beta, "normalize_grads": normalize_grads}
         super().__init__(params, {**own, "precondition_1d": precondition_1d}, **common)
-        require_matrices(self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d)
+        expect_matrices(
+            self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d, strict=True
+        )
 
     @staticmethod
     def check(h: Any) -> None:
@@ -132,20 +137,25 @@ class SOAP(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        g = finite_else(g, 0.0)
         if not k.first:
             take_and_decay(p, cls.direction(p, g, s, k), g, k)
-        cls.accumulate(g, s, k)
+        factors = [getattr(s, f"GG_{i}") for i in k.factored]
+        measured = [finite_else(m, f) for m, f in zip(cls.measure(g, s, k), factors, strict=True)]
         if k.first:
-            for i in k.factored:
-                assign(getattr(s, f"Q_{i}"), eigenbasis(getattr(s, f"GG_{i}")))
-        elif k.refresh:
+            # The decompositions come first: one that fails leaves the state as it was.
+            bases = [eigenbasis(blend(f, m, k.factor_weight)) for f, m in zip(factors, measured, strict=True)]
+            for i, basis in zip(k.factored, bases, strict=True):
+                assign(getattr(s, f"Q_{i}"), basis)
+        for f, m in zip(factors, measured, strict=True):
+            ema(f, m, k.factor_weight)
+        if k.refresh:
             refresh_bases(s, k)
 
     @staticmethod
-    def accumulate(g: Tensor, s: State, k: Known) -> None:
-        """Move the factors."""
-        for i in k.factored:
-            ema(getattr(s, f"GG_{i}"), gram(g, i), k.factor_weight)
+    def measure(g: Tensor, s: State, k: Known) -> list[Tensor]:
+        """What a gradient says of each factor."""
+        return [gram(g, i) for i in k.factored]
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
@@ -206,14 +216,13 @@ class KLSOAP(SOAP):
         return {**super().slots(h, p), **{name: Slot("positive", 0.1, shape=side) for name, side in sides.items()}}
 
     @staticmethod
-    def accumulate(g: Tensor, s: State, k: Known) -> None:
+    def measure(g: Tensor, s: State, k: Known) -> list[Tensor]:
         if k.first:
-            for i in k.factored:
-                ema(getattr(s, f"GG_{i}"), gram(g, i) * (k.shape[i] / k.numel), k.factor_weight)
-            return
+            return [gram(g, i) * (k.shape[i] / k.numel) for i in k.factored]
         bases = bases_of(s, k)
         scales = [torch.rsqrt(getattr(s, f"eigenvalues_{i}") + k.eps) for i in k.factored]
         rotated = rotate(g, bases, k)
+        measured = []
         for i, q in zip(k.factored, bases, strict=True):
             # Whitened along all other dimensions; along i in the basis first, which shows the eigenvalues.
             white = rotated
@@ -222,9 +231,10 @@ class KLSOAP(SOAP):
                     white = white * scale.reshape([-1 if d == j else 1 for d in range(k.ndim)])
             others = [d for d in range(k.ndim) if d != i]
             seen = (white * white).mean(others) if others else white * white
-            ema(getattr(s, f"eigenvalues_{i}"), seen, k.factor_weight)
-            measured = gram(along(white, transpose(q), i), i) * (k.shape[i] / k.numel)
-            ema(getattr(s, f"GG_{i}"), measured, k.factor_weight)
+            eigenvalues = getattr(s, f"eigenvalues_{i}")
+            ema(eigenvalues, finite_else(seen, eigenvalues), k.factor_weight)
+            measured.append(gram(along(white, transpose(q), i), i) * (k.shape[i] / k.numel))
+        return measured
 
 
 def bases_of(s: State, k: Known) -> list[Tensor]:
@@ -233,10 +243,10 @@ def bases_of(s: State, k: Known) -> list[Tensor]:
 
 
 def rotate(x: Tensor, bases: Sequence[Tensor], k: Known) -> Tensor:
-    """x in the coordinates of the eigenbases."""
+    """x in the coordinates of the eigenbases, where what rounding leaves along directions that x lacks is 0."""
     for i, q in zip(k.factored, bases, strict=True):
         x = along(x, q, i)
-    return x
+    return without_rounding(x, k.factored)
 
 
 def rotate_back(x: Tensor, bases: Sequence[Tensor], k: Known) -> Tensor:
@@ -250,13 +260,17 @@ def refresh_bases(s: State, k: Known) -> None:
     """One power iteration on every eigenbasis; the averages follow into the new coordinates."""
     exp_avg = rotate_back(s.exp_avg, bases_of(s, k), k)
     for i, q in zip(k.factored, bases_of(s, k), strict=True):
-        powered = product(getattr(s, f"GG_{i}"), q)
-        order = torch.argsort((q * powered).sum(-2), dim=-1, descending=True, stable=True)
-        assign(s.exp_avg_sq, s.exp_avg_sq.index_select(i, order))
-        if f"eigenvalues_{i}" in s:
-            eigenvalues = getattr(s, f"eigenvalues_{i}")
-            assign(eigenvalues, eigenvalues.index_select(0, order))
-        assign(q, orthonormal(powered.index_select(-1, order)))
+        # In float64: the least eigenvalues of a float32 factor have few digits, and QR would take some of them.
+        basis = q.double()
+        powered = product(getattr(s, f"GG_{i}").double(), basis)
+        eigenvalues = (basis * powered).sum(-2)
+        # Those of a null space are rounding, by which vectors are not to be ordered.
+        known = eigenvalues > eigenvalues.amax() * rounding(len(q), q.dtype)
+        order = torch.argsort(torch.where(known, eigenvalues, 0.0), descending=True, stable=True)
+        for name, dim in (("exp_avg_sq", i), (f"eigenvalues_{i}", 0)):
+            if name in s:
+                assign(getattr(s, name), getattr(s, name).index_select(dim, order))
+        assign(q, power_step(basis.index_select(-1, order), powered.index_select(-1, order), q.dtype))
     assign(s.exp_avg, rotate(exp_avg, bases_of(s, k), k))
 
 

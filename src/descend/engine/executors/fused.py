@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from descend.engine.executors import loop
-from descend.engine.executors.kernels import Signature, blank, kernel, signature_of
+from descend.engine.executors.kernels import Signature, blank, kernel, leaves, signature_of, vectors
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.rounds import Ask, Carrier
-from descend.engine.job import Job, flatten, is_dense, real
+from descend.engine.job import Job, flatten, is_dense, is_plain, real, resolved
 from descend.engine.rule import Rule
 
 _VECTOR = 16
@@ -66,7 +67,7 @@ def _fresh(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], key: str) 
 def _planned(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], name: str) -> tuple[list[Job], list[Bundle]]:
     """The jobs in bundles, as before where they are the same, with all their kernels made."""
     seen = (
-        [job.grad.dtype for job in jobs],
+        [(g.dtype, type(g)) for g in (job.grad for job in jobs)],
         [(p.dtype, p.device, p.shape) for p in (job.param for job in jobs)],
         # With `capturable` no flag can depend on the step, which nobody on the host knows.
         [flags(job) for job in {id(job.known): job for job in jobs if not job.group["capturable"]}.values()],
@@ -95,7 +96,7 @@ def _planned(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], name: st
 def compiles(rule: type[Rule], job: Job) -> bool:
     """Whether a kernel serves this parameter.
 
-    Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
+    It is handed the memory of its arguments: classes with a dispatch of their own go through the loop. Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
     on accelerators, and the guard that would notice more is not asked. Rows of a few numbers each, as in convolutions,
     fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks lie
     across rows; and those of 4-bit numbers across memory that has another order than the dimensions.
@@ -108,8 +109,14 @@ def compiles(rule: type[Rule], job: Job) -> bool:
     blocked = job.rests.length is not None and (shaped or paired)
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked and not inner
+    plain = type(job.grad).__torch_dispatch__ is Tensor.__torch_dispatch__ and all(map(is_plain, _resting(job)))
     # Every process has to come to the same answer, also one whose piece is empty.
-    return served and math.prod(job.whole) > 1 and countable and is_dense(value)
+    return served and plain and math.prod(job.whole) > 1 and countable and is_dense(value)
+
+
+def _resting(job: Job) -> list[Tensor]:
+    """The parameter and its state."""
+    return [job.param, *(job.state[name] for name in job.resting)]
 
 
 def check(kind: str, name: str, p: Tensor) -> None:
@@ -135,7 +142,7 @@ def _missing_compiler(device: str) -> str | None:
         candidates = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
         if not any(shutil.which(candidate) for candidate in candidates if candidate):
             return "C++ compiler: install one (Debian: apt-get install g++, macOS: xcode-select --install)"
-    elif find_spec("triton") is None and device != "mps":
+    elif find_spec("triton") is None and device not in ("mps", "meta"):
         return "Triton: install it (pip install triton)"
     return None
 
@@ -162,7 +169,7 @@ def _table(signature: Signature, jobs: Sequence[Job]) -> Tensor:
     filled = [*jobs, *[jobs[0]] * (signature.bundle - len(jobs))]
     if not jobs[0].group["capturable"]:
         rows = [[job.known[name] for name in signature.scalars] for job in filled]
-        return torch.tensor(rows, dtype=torch.float64).to(signature.device, non_blocking=True)
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").to(signature.device, non_blocking=True)
 
     def number(value: Any) -> Tensor:
         if isinstance(value, Tensor):
@@ -221,14 +228,14 @@ class Bundle:
             self._held[name] = [state[name].data_ptr() for state in self._states]
             self._state.append(column)
         missing = self.signature.bundle - len(self.jobs)
-        self._spare_grads: list[Any] = []
+        self._spare_grads: list[Tensor] = []
         if missing:
             params, grads, spares = _scratch(self.signature)
             self._params += params[:missing]
-            self._spare_grads = grads[:missing]
+            self._spare_grads = [*leaves(grads[:missing])]
             for column, spare in zip(self._state, spares, strict=True):
                 column += spare[:missing]
-        self._arranged: dict[int, tuple[list[Any], list[tuple[int, int]]]] = {}
+        self._fixed = [*leaves((self._params, self._state))]
 
     def _view(self, x: Tensor) -> Any:
         """Flat, or a row a block, or so for the halves of the blocks."""
@@ -245,10 +252,10 @@ class Bundle:
             for name, held in self._held.items()
         )
 
-    def _grads(self) -> list[Any]:
+    def _grads(self) -> list[Tensor]:
         grads = [job.grad for job in self.jobs]
-        if self._complex:
-            grads = list(map(real, grads))
+        if self._complex or any(map(Tensor.is_neg, grads)):
+            grads = [real(resolved(g)) for g in grads]
         if list(map(Tensor.stride, grads)) != self._strides:
             grads = [
                 g if g.stride() == stride else torch.empty_like(real(p), dtype=g.dtype).copy_(g)
@@ -256,7 +263,8 @@ class Bundle:
             ]
         if self.signature.shaped:
             return [job.seen(g) for job, g in zip(self.jobs, grads, strict=True)]
-        return [*map(self._view, grads), *self._spare_grads]
+        views = [*map(self._view, grads)]
+        return [*(chain.from_iterable(views) if self.signature.in_halves else views), *self._spare_grads]
 
     def carry(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> tuple[Any, ...] | None:
         """Run the passes; the partial sums where the bundle has to wait for the other tensors."""
@@ -265,58 +273,29 @@ class Bundle:
 
     def passes(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> Carrier:
         """Run the passes, asking for sums over all tensors that `totals` lacks, and over pieces for all."""
-        grads, table = self._grads(), tables.table(self.signature, self.jobs)
+        table = tables.table(self.signature, self.jobs)
         if self._places is not None:
             table = torch.cat([table, self._places], 1)
+        arguments = [*self._fixed, *self._grads(), table]
         shaped, where = self.signature.shaped, (self.signature.device, self.signature.maths)
         known = iter(totals)
         sums: list[tuple[Tensor, ...]] = []
         for stage, (scope, dims) in enumerate(self.signature.rounds):
             total = next(known, None) if scope == "overall" else None
             if total is None:
-                partial = self._call(stage, grads, table, sums)
+                partial = self.kernels[stage]([*arguments, *chain.from_iterable(sums)])
                 if scope == "own":
                     if self.signature.in_pieces:
                         partial = yield Ask(scope, self.jobs[0], list(partial), dims if shaped else (None,))
-                    sums.append(tuple(partial))
+                    sums.append(vectors(partial))
                     continue
                 mine = partial if shaped else partial[0][: len(self.jobs)].sum(0).unbind(0)
                 total = tuple((yield Ask(scope, self.jobs[0], list(mine), dims)))
             sums.append((torch.stack([x.to(*where) for x in total]),))
-        self._call(len(self.signature.rounds), grads, table, sums)
+        self.kernels[-1]([*arguments, *chain.from_iterable(sums)])
         increment_version(self._leaves)
         for job in self.jobs:
             job.done = True
-
-    def _call(self, stage: int, grads: list[Any], table: Tensor, sums: list[tuple[Tensor, ...]]) -> Any:
-        """Run a kernel; what stays from step to step is put in its order once."""
-        views = [half for halves in grads for half in halves] if self.signature.in_halves else grads
-        changing = [*views, table, *(total for totals in sums for total in totals)]
-        if stage not in self._arranged:
-            self._arranged[stage] = self._arrange(stage, changing, len(views), sums)
-        arguments, found = self._arranged[stage]
-        arguments = arguments.copy()
-        for i, place in found:
-            arguments[place] = changing[i]
-        return self.kernels[stage].code(arguments)
-
-    def _arrange(
-        self, stage: int, changing: list[Tensor], count: int, sums: list[tuple[Tensor, ...]]
-    ) -> tuple[list[Any], list[tuple[int, int]]]:
-        """The arguments of a kernel without those that change, and the places of these."""
-        # Views stand in, since one tensor may be the gradient of two parameters.
-        stand_ins = [value.view_as(value) for value in changing]
-        grads: list[Any] = stand_ins[:count]
-        if self.signature.in_halves:
-            grads = list(zip(grads[::2], grads[1::2], strict=True))
-        table, rest = stand_ins[count], iter(stand_ins[count + 1 :])
-        regrouped = [tuple(next(rest) for _ in totals) for totals in sums]
-        arguments = self.kernels[stage].arrange(self._params, grads, self._state, table, regrouped)
-        places = {id(argument): place for place, argument in enumerate(arguments)}
-        found = [(i, places[id(value)]) for i, value in enumerate(stand_ins) if id(value) in places]
-        for _, place in found:
-            arguments[place] = None
-        return arguments, found
 
 
 @lru_cache(maxsize=256)

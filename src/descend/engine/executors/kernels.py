@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,6 +24,7 @@ from descend.engine.rule import Rule
 from descend.engine.slots import Slot
 from descend.engine.storage import Dice, Rests
 from descend.engine.text import advance, advanced, advanced_in_halves, cast_scalars, put
+from descend.engine.torch_private import Compiled, compiled
 
 # Parameters a call. A compiled function takes a fixed number; fewer are filled up with scratch.
 BUNDLE = 8
@@ -33,7 +33,7 @@ _PATIENCE = 2.0  # seconds of silence before a compile announces itself
 
 @dataclass(frozen=True)
 class Signature:
-    """All that a kernel depends on, and so its key: its guards are switched off.
+    """All that a kernel depends on, and so its key: it has no guards.
 
     Attributes:
         bundle: parameters a call: one where the text needs their shapes.
@@ -150,6 +150,9 @@ class _Replay(Across):
     def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         return partials if next(self.small) else self.overall(lambda: partials)
 
+    def square(self, x: Any) -> Any:
+        return (x * x).sum()
+
     def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         if self.asked < len(self.known):
             self.asked += 1
@@ -165,7 +168,6 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
     rule, maths, names, shaped = signature.rule, signature.maths, signature.scalars, signature.shaped
     fixed = dict(signature.flags)
     final = stage == len(signature.rounds)
-    scopes = tuple(scope for scope, _ in signature.rounds[:stage])
     slot_names = tuple(name for name, _, _ in signature.slots)
     # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
     single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
@@ -191,15 +193,18 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
         dice = Dice(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
         return k, across, dice
 
-    def step(params: Any, grads: Any, state: Any, table: Any, sums: Any) -> Any:
+    def of_one(total: Any, dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        return tuple(x[0] if d is None else x for x, d in zip(total, dims, strict=True))
+
+    def step(params: Any, state: Any, grads: Any, table: Any, sums: Any) -> Any:
         found: list[Any] = []
         for i in range(count):
             p, g = params[i], grads[i]
             row = table[i].unbind(0)
             s = {n: column[i][0] if n in single else column[i] for n, column in zip(slot_names, state, strict=True)}
             answers = [
-                total[0].unbind(0) if scope == "overall" else total if shaped else total[0][i].unbind(0)
-                for scope, total in zip(scopes, sums, strict=True)
+                total[0].unbind(0) if scope == "overall" else of_one(total, dims) if shaped else total[0][i].unbind(0)
+                for (scope, dims), total in zip(signature.rounds[:stage], sums, strict=True)
             ]
             if in_halves:
                 each = [{n: t if n in shared else t[half] for n, t in s.items()} for half in range(2)]
@@ -224,71 +229,59 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
                 advance(rule, value.clone(), g.to(maths), State(copies), k)
                 found.append(across.partials)
         if final:
-            return None
+            return ()
         if shaped:
             return found[0]
-        return torch.stack([torch.stack(list(partials or ())) for partials in found])
+        return (torch.stack([torch.stack(list(partials or ())) for partials in found]),)
 
-    # A code object of its own: the compiler counts its entries, and limits them, by code object.
-    code = step.__code__.replace(co_name=f"{rule.__name__}_{stage}")
-    return types.FunctionType(code, step.__globals__, code.co_name, None, step.__closure__)
-
-
-class Kernel:
-    """A compiled text.
-
-    Attributes:
-        code: the compiled code itself. Dynamo's entry would check guards, and look up every size through Python
-            helpers, 8 µs a tensor; the signature already carries what guards would protect.
-    """
-
-    def __init__(self, code: Callable[[list[Any]], Any], sources: Sequence[str]) -> None:
-        self.code = code
-        self._gather = eval(f"lambda L: [{', '.join(sources)}]")
-
-    def arrange(self, params: Any, grads: Any, state: Any, table: Any, sums: Any) -> list[Any]:
-        """All arguments in one list."""
-        arguments: list[Any] = self._gather(
-            {"params": params, "grads": grads, "state": state, "table": table, "sums": sums}
-        )
-        return arguments
+    return step
 
 
 @cache
-def kernel(signature: Signature, stage: int) -> Kernel:
-    """The compiled text, having run once on scratch of distinct lengths so that the compiler ties none together."""
-    captured: list[Kernel] = []
+def kernel(signature: Signature, stage: int) -> Compiled:
+    """The compiled text, having run once on scratch of distinct lengths so that the compiler ties none together.
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        from torch._functorch import config as tracing
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-
-        def inner(*args: Any, **options: Any) -> Any:
-            made: Any = compile_fx_inner(*args, **options)
-            captured.append(Kernel(getattr(made, "current_callable", made), sources(graph)))
-            return made
-
-        # The cache of traces would skip the step that the code is taken from; that of compiled code stays.
-        unchecked = config.patch(size_asserts=False, alignment_asserts=False)
-        # A number that goes down to half precision and up again has lost what compensation is there to keep.
-        rounding = config.patch(emulate_precision_casts=signature.rests.master is not None)
-        with unchecked, rounding, tracing.patch(enable_autograd_cache=False):
-            made: Any = compile_fx(graph, inputs, inner_compile=inner)
-            return made
-
-    compiled = torch.compile(_text(signature, stage), fullgraph=True, dynamic=True, backend=backend)
-    # Numbers in the text are part of it, which `dynamic` alone would turn into inputs.
-    constant = torch._dynamo.config.patch(specialize_int=True, specialize_float=True)
-    with _announced(signature.describe(stage)), constant:
-        compiled(*_example(signature, stage))
-    return captured[0]
+    It takes the leaves of parameters, state, gradients, table and sums in a list.
+    """
+    what = signature.describe(stage)
+    with _announced(what), torch.no_grad():
+        try:
+            return _compiled(signature, stage)
+        except Exception as error:
+            raise RuntimeError(
+                f"torch {torch.__version__} did not compile {what}: {type(error).__name__}: {error}; "
+                "foreach=True works without a compiler"
+            ) from error
 
 
-def sources(graph: torch.fx.GraphModule) -> list[str]:
-    """Where each input of the graph comes from, as an expression over the arguments L of the text."""
-    inputs = graph.graph.find_nodes(op="placeholder")
-    return [node.meta["grapharg"].source.name for node in inputs]
+def _compiled(signature: Signature, stage: int) -> Compiled:
+    text, arguments = _text(signature, stage), _example(signature, stage)
+
+    def on_leaves(*tensors: Tensor) -> Any:
+        return text(*_regrown(arguments, iter(tensors)))
+
+    code = compiled(on_leaves, list(leaves(arguments)))
+    code(list(leaves(arguments)))
+    return code
+
+
+def vectors(sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Sums as kernels take them: single numbers as vectors of one."""
+    return tuple(x.reshape(1) if x.dim() == 0 else x for x in sums)
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """The tensors of nested lists and tuples, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for branch in tree:
+            yield from leaves(branch)
+
+
+def _regrown(tree: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same lists and tuples of other tensors."""
+    return next(tensors) if isinstance(tree, Tensor) else [_regrown(branch, tensors) for branch in tree]
 
 
 def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
@@ -298,15 +291,17 @@ def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
         shapes = [(1031 + 34 * i,) for i in range(signature.bundle)]
     else:
         shapes = [tuple(37 + 2 * d for d in range(len(signature.order)))]
-    inputs = blank(signature, shapes)
+    params, grads, state = blank(signature, shapes)
     table = torch.full((signature.bundle, signature.columns), 0.5, dtype=torch.float64, device=signature.device)
     sums: list[tuple[Tensor, ...]] = []
     for earlier, (scope, _) in enumerate(signature.rounds[:stage]):
-        partial = _text(signature, earlier)(*inputs, table, sums)
-        if not signature.shaped:
-            partial = (partial.sum(0) if scope == "overall" else partial,)
-        sums.append((torch.stack(partial),) if signature.shaped and scope == "overall" else partial)
-    return *inputs, table, sums
+        partial = _text(signature, earlier)(params, state, grads, table, sums)
+        if not signature.shaped and scope == "overall":
+            partial = (partial[0].sum(0),)
+        if signature.shaped:
+            partial = (torch.stack(partial),) if scope == "overall" else vectors(partial)
+        sums.append(partial)
+    return params, state, grads, table, sums
 
 
 class _announced:

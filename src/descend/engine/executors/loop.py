@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from descend.engine.executors.profile import Scope, profile
 from descend.engine.executors.rounds import Ask, Carrier
-from descend.engine.job import Job, flatten, is_dense, real, values_of
+from descend.engine.job import Job, flatten, is_dense, real, resolved, values_of
 from descend.engine.known import Across, Dims, Known, OverallKnown, Pause, State
 from descend.engine.rule import Rule
 from descend.engine.text import advance, advanced, cast_scalars, put
@@ -36,16 +38,19 @@ def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]])
         if context.waits:
             partials.append(partial_sums(rule, job, k))
             continue
-        if job.is_plain and context.is_plain and g.dtype is job.maths and (context.whole or job.numel <= CHUNK):
-            p = job.param
-            if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
-                k.numel, k.ndim, k.shape = job.numel, job.ndim, job.shape
-                advance(rule, p, g, job.live, k)
-                job.done = True
-                continue
-        for first, p, g, s in _pieces(job, context.whole, k):
-            context.across.asked = 0
-            put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+        try:
+            if job.is_plain and context.is_plain and g.dtype is job.maths and (context.whole or job.numel <= CHUNK):
+                p = job.param
+                if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
+                    k.numel, k.ndim, k.shape = job.numel, job.ndim, job.shape
+                    advance(rule, p, g, job.live, k)
+                    job.done = True
+                    continue
+            for first, p, g, s in _pieces(job, context.whole, k):
+                context.across.asked = 0
+                put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise RuntimeError(f"{rule.__name__}: parameter {_name(job)}: {error}") from error
         job.done = True
     return partials
 
@@ -65,6 +70,13 @@ class _Context:
         self.k = _known(job)
         self.across = self.k.across = OverallKnown([tuple(x.to(job.device) for x in sums) for sums in totals])
         self.is_plain = not self.k.skips
+
+
+def _name(job: Job) -> str:
+    """The parameter's own name where the group has names, its place in the group, and its shape."""
+    place = next(i for i, p in enumerate(job.group["params"]) if p is job.leaf)
+    names = job.group.get("param_names")
+    return f"{repr(names[place]) if names else f'{place} of its group'} of shape {tuple(job.leaf.shape)}"
 
 
 def _known(job: Job) -> Known:
@@ -162,13 +174,19 @@ class Scratch(State):
 
 def partial_sums(rule: type[Rule], job: Job, k: Known) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
-    p, g = values_of(job)
-    k.measure(tuple(p.shape))
-    resting = {name: real(job.state[name]) for name in job.resting}
-    value = job.rests.parameter(p, resting, job.maths)
-    s = Scratch(job.slots, lambda name: job.rests.slot(name, p, resting, job.maths))
+    if job.is_plain:
+        value, g, load = job.param, resolved(job.grad), job.state.__getitem__
+    else:
+        p, g = values_of(job)
+        resting = {name: real(job.state[name]) for name in job.resting}
+        value, load = job.rests.parameter(p, resting, job.maths), partial(_slot, job, p, resting)
+    k.measure(tuple(value.shape))
     try:
-        advance(rule, value, g.to(job.maths), s, k)
+        advance(rule, value, g.to(job.maths), Scratch(job.slots, load), k)
     except Pause as pause:
         return tuple(pause.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
+
+
+def _slot(job: Job, p: Tensor, resting: Mapping[str, Tensor], name: str) -> Tensor:
+    return job.rests.slot(name, p, resting, job.maths)

@@ -11,13 +11,15 @@ from torch import Tensor
 from descend.engine.sharding.layout import is_dtensor, meshes
 
 
-def agree(kind: str, groups: Sequence[Mapping[str, Any]], names: Sequence[str], process_group: Any = None) -> None:
+def agree(
+    kind: str, groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]], process_group: Any = None
+) -> None:
     """Compare with the other processes, once: what differs would otherwise be a hang, or a wrong result.
 
     Args:
         kind: the optimizer's name.
         groups: its parameter groups.
-        names: of its options; what else users put into a group is their own.
+        names: of the options of each group; what else users put into a group is their own.
         process_group: whose processes have other parameters, and the same options.
 
     Raises:
@@ -30,10 +32,13 @@ def agree(kind: str, groups: Sequence[Mapping[str, Any]], names: Sequence[str], 
         _compare(kind, _options(kind, groups, names), process_group)
 
 
-def _options(kind: str, groups: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+def _options(kind: str, groups: Sequence[Mapping[str, Any]], names: Sequence[Sequence[str]]) -> list[str]:
     told = [f"the optimizer is {kind}", f"there are {len(groups)} groups"]
     return told + [
-        f"{name} of group {i} is {_plain(group[name])!r}" for i, group in enumerate(groups) for name in sorted(names)
+        f"{name} of group {i} is {_plain(group[name])!r}"
+        for i, group in enumerate(groups)
+        for name in sorted(names[i])
+        if name in group
     ]
 
 

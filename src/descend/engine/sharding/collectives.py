@@ -117,5 +117,5 @@ def norm_of(params: Sequence[Tensor], pieces: Sequence[Tensor]) -> Tensor:
         sums.append(Sum(layout, [norm * norm], [layout.crossed(None) if layout else ()]))
     complete(sums)
     if not sums:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     return torch.sqrt(torch.stack([one.values[0].to(sums[0].values[0]) for one in sums]).sum())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.slots import Slot
+from descend.engine.torch_private import offset_of, piece_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -29,11 +30,7 @@ def is_dtensor(x: Any) -> bool:
 
 def local(x: Any) -> Tensor:
     """The piece of this process; a tensor that is no DTensor is its own."""
-    if not is_dtensor(x):
-        return x
-    piece: Any = x._local_tensor  # to_local() makes another view each time
-    here: Tensor = piece.wait() if hasattr(piece, "wait") else piece
-    return here
+    return piece_of(x) if is_dtensor(x) else x
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,11 +172,22 @@ def layout_of(p: Tensor) -> Layout | None:
     """How a parameter lies; None if it is an ordinary tensor."""
     if not is_dtensor(p):
         return None
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
     mesh, placements = p.device_mesh, tuple(p.placements)  # type: ignore[attr-defined]
-    _, offset = compute_local_shape_and_global_offset(p.shape, mesh, placements)
-    return Layout(mesh, placements, tuple(p.shape), tuple(offset), tuple(local(p).shape))
+    return Layout(mesh, placements, tuple(p.shape), offset_of(p), tuple(local(p).shape))
+
+
+def is_flat(p: Tensor) -> bool:
+    """Whether p is a flat piece of parameters that FSDP1 or DeepSpeed's ZeRO has cut without regard to their shapes."""
+    if getattr(p, "_is_flat_param", False) or hasattr(p, "ds_id"):
+        return True
+    # FSDP1 with use_orig_params=True: the parameter is a view of this process's piece, and has lost its shape.
+    return getattr(p, "_fsdp_flattened", False) and p.dim() < 2 and processes() > 1
+
+
+def processes() -> int:
+    """The number of processes that train together."""
+    dist = torch.distributed
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def check_layout(p: Tensor, length: int | None, random: bool, needs_whole: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -144,7 +143,7 @@ def bytes_of(optimizer: Optimizer) -> int:
 
 def _bytes(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], passes: tuple[Pass, ...]) -> int:
     meta = torch.empty_like(p, device="meta")
-    slots = {name: slot.new(meta).nbytes for name, slot in optimizer.slots(SimpleNamespace(**group), p).items()}
+    slots = {name: slot.new(meta).nbytes for name, slot in optimizer.slots_of(p, group).items()}
     weights = {"p": meta.nbytes, "g": meta.nbytes, **dict.fromkeys(TEMPORARY, meta.nbytes), **slots}
     total = 0
     for one in passes:

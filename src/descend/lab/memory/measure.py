@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -218,7 +217,7 @@ def blocked(optimizer: Any, bits: int) -> float:
     short, every = 0, 0
     for group in optimizer.param_groups:
         for p in group["params"]:
-            for name, slot in optimizer.slots(SimpleNamespace(**group), p).items():
+            for name, slot in optimizer.slots_of(p, group).items():
                 if slot.like_parameter and slot.kind in ("signed", "positive"):
                     every += p.numel()
                     short += p.numel() * (8 * optimizer.state[p][name].nbytes == bits * p.numel())
