@@ -287,7 +287,7 @@ class SignOfMine(descend.Optimizer):
 
 @pytest.fixture
 def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    from descend.catalogue.factory import default_registry
+    from descend.catalogue.default import default_registry
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(default_registry(), "_infos", dict(default_registry()._infos))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from descend.catalogue.factory import default_registry
+from descend.catalogue.default import default_registry
 from descend.catalogue.info import OptimInfo
 
 
