@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all test-versions table check bench clean
+.PHONY: race test test-slow test-all test-versions table check bench memory clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,8 +61,17 @@ $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
 	touch $@
 
 bench: $(BENCH)/.ready  ## every number beside every peer, in an environment of its own
-	mkdir -p runs
-	$(BENCH)/bin/descend bench --all --json runs/bench.json --html runs/bench.html
+	$(BENCH)/bin/python benchmarks/record.py measure runs/bench.json
+	$(BENCH)/bin/python benchmarks/record.py performance runs/bench.json docs/performance.md
+	$(BENCH)/bin/descend bench --render runs/bench.json --html runs/bench.html
+
+memory: $(VENV)/.lab  ## bytes, peaks, times and losses of every storage, and docs/memory.md from them
+	$(VENV)/bin/descend memory --peaks --time --json runs/memory.json
+	$(VENV)/bin/python benchmarks/record.py train runs/memory.json
+	$(VENV)/bin/python benchmarks/record.py memory runs/memory.json docs/memory.md
+
+docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted, not timed
+	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md
 
 clean:
 	rm -rf $(VENV) $(BENCH) .venv-torch-* build dist runs

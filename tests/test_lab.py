@@ -21,8 +21,9 @@ from descend.catalogue.info import OptimInfo, Paper
 from descend.lab import cli, facts, report, store
 from descend.lab.commands import app
 from descend.lab.contender import Contender
-from descend.lab.racing import Race, Settings, race, state_bytes, warmup_cosine
+from descend.lab.racing import Race, Settings, race, warmup_cosine
 from descend.lab.search import EXTENSIONS, GRID, Choice, Space, Tried, around, open_side, spaced, suggest
+from descend.lab.sizes import held_bytes
 from descend.lab.summary import rows, show_lr
 from descend.lab.tasks import stdlib_source, tasks
 
@@ -276,7 +277,7 @@ def test_state_bytes_are_counted() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 10)).sum().backward()
     optimizer.step()
-    assert state_bytes(optimizer) == 33 * 8 + 2 * 4
+    assert held_bytes(optimizer) == 33 * 8 + 2 * 4
 
 
 def test_rows_are_ranked_and_count_the_steps_to_the_target(finished: Race) -> None:

@@ -9,18 +9,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 from descend.catalogue.default import default_registry
 from descend.catalogue.info import OptimInfo
-
-ImportOption = Annotated[
-    list[str] | None,
-    typer.Option("--import", help="A file or module (or pkg.module:Class) with optimizers of your own. Repeatable."),
-]
 
 
 def register(source: str) -> list[str]:

@@ -8,13 +8,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from descend.lab.contender import Contender
 from descend.lab.search import Choice, Prune, Tried, suggest
+from descend.lab.sizes import held_bytes
 from descend.lab.task import Examples, Task, check
 
 
@@ -163,19 +164,6 @@ def warmup_cosine(step: int, steps: int, warmup: float, decay: float = 1.0) -> f
     return 0.5 * (1 + math.cos(math.pi * done / (fall + 1)))
 
 
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of every tensor in the optimizer's state."""
-
-    def count(value: Any) -> int:
-        if isinstance(value, torch.Tensor):
-            return value.numel() * value.element_size()
-        if isinstance(value, dict):
-            return sum(map(count, value.values()))
-        return sum(map(count, value)) if isinstance(value, (list, tuple)) else 0
-
-    return count(optimizer.state_dict()["state"])
-
-
 def train(
     task: Task,
     data: Examples,
@@ -240,7 +228,7 @@ def train(
             len(step_times),
             1e3 * statistics.median(step_times),
             1e3 * statistics.median(optimizer_times),
-            state_bytes(optimizer),
+            held_bytes(optimizer),
         )
 
 

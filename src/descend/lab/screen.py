@@ -112,13 +112,3 @@ def race_table(race: Race, task: Task) -> Table:
     if any(row.at_edge for row in found):
         table.caption += "\n* the best learning rate is at the edge of what was tried"
     return table
-
-
-def plan(head: list[str], rows: list[list[str]], console: Console) -> None:
-    """What optimizers would cost elsewhere."""
-    found = Table(box=None, pad_edge=False)
-    for i, title in enumerate(head):
-        found.add_column(title, justify="left" if i == 0 else "right")
-    for row in rows:
-        found.add_row(*row)
-    console.print(found)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from descend.lab.facts import Catalogue, unknown
 
 Book = Callable[[], Catalogue]
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option("--import", help="A file or module (or pkg.module:Class) with optimizers of your own. Repeatable."),
+]
 
 
 def known(book: Catalogue, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`descend plan`: what optimizers would cost on machines that are not here."""
+"""`descend plan`: its options, and what it does with them."""
 
 from __future__ import annotations
 
@@ -7,38 +7,63 @@ from typing import Annotated
 
 import typer
 
-from descend.lab.commands.common import Book, fail
+from descend.lab.commands.common import Book, ImportOption
+
+USUAL = "adamw,lion,lamb,adamp,adafactor,came,prodigy,muon,soap,shampoo"
 
 
 def add(cli: typer.Typer, book: Book) -> None:
     """Add the command."""
+    cli.command()(plan)
 
-    @cli.command("plan")
-    def plan_(
-        model: Annotated[str, typer.Option(help="vit_s, resnet50, gpt2 or module:callable.")] = "gpt2",
-        ranks: Annotated[int, typer.Option(min=2, help="Processes that the parameters are spread over.")] = 8,
-        bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s that a process sends.")] = 25.0,
-        memory_bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s of its memory.")] = 1000.0,
-        latency: Annotated[float, typer.Option(min=0, help="Microseconds of a collective.")] = 30.0,
-        optimizers: Annotated[str | None, typer.Option(help="Names or wildcards. [one of each kind]")] = None,
-        out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
-    ) -> None:
-        """Say what optimizers would cost on machines that are not here: collectives, bytes, memory and time."""
-        from rich.console import Console
 
-        from descend.lab import screen
-        from descend.lab.bench.command import names
-        from descend.lab.bench.shapes import shapes_of
-        from descend.lab.planning import Machines, cost, markdown, table
+def plan(
+    model: Annotated[str, typer.Option(help="vit_s, resnet50, gpt2, module:callable or config.json.")] = "gpt2",
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that the parameters are spread over.")] = 8,
+    bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s that a process sends.")] = 25.0,
+    memory_bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s of its memory.")] = 1000.0,
+    latency: Annotated[float, typer.Option(min=0, help="Microseconds of a collective.")] = 30.0,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    state_dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, int8 or int4. [float32]")] = None,
+    master: Annotated[str, typer.Option(help="kahan, split, stochastic or none, for weights in half.")] = "kahan",
+    optimizers: Annotated[str, typer.Option(help="Names, wildcards or pkg.module:Class.")] = USUAL,
+    sources: ImportOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
+) -> None:
+    """Say what optimizers would cost on machines that are not here: state, memory traffic, collectives and time."""
+    import torch
+    from rich.console import Console
 
-        machines = Machines(ranks, bandwidth, memory_bandwidth, latency)
-        try:
-            shapes = shapes_of(model)
-            chosen = names(optimizers or "adamw,lion,lamb,adamp,adafactor,came,prodigy,muon,soap,shampoo")
-        except ValueError as error:
-            fail(str(error))
-        costs = [cost(name, shapes, ranks) for name in chosen]
-        screen.plan(*table(costs, machines), Console())
-        if out:
-            out.write_text(markdown(model, costs, machines), encoding="utf-8")
-            print(f"wrote {out}")
+    from descend.lab.models import model_of
+    from descend.lab.names import among, chosen
+    from descend.lab.outcome import check_writable, clear_errors, write
+    from descend.lab.planning import Cost, Machines, cost, markdown, table
+
+    where, costs = Console(), list[Cost]()
+    machines = Machines(ranks, bandwidth, memory_bandwidth, latency)
+    with clear_errors():
+        shown = model_of(model)
+        among([dtype], ("float32", "bfloat16", "float16"), "--dtype")
+        among([state_dtype or "float32"], ("float32", "bfloat16", "int8", "int4"), "--state-dtype")
+        among([master], ("kahan", "split", "stochastic", "none"), "--master")
+        names = chosen(optimizers if not sources or optimizers != USUAL else None, sources or [])
+        check_writable(out=out)
+        options = {
+            "state_dtype": {"float32": None, "bfloat16": torch.bfloat16}.get(state_dtype or "float32", state_dtype),
+            "master": None if master == "none" else master,
+        }
+        with where.status("") as status:
+            try:
+                for name in names:
+                    status.update(f"{name} on {shown.title}")
+                    costs.append(cost(name, shown.shapes, ranks, getattr(torch, dtype), **options))
+            except KeyboardInterrupt:
+                where.print("Stopped; this is what was counted until then.", style="bold")
+    ways = f"weights in {dtype}" + (f" ({master})" if dtype != "float32" else "")
+    made = table(shown, costs, machines, f"{ways}, state in {state_dtype or 'float32'}")
+    made.show(where)
+    if out:
+        write(out, markdown(made))
+        where.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    if len(costs) < len(names):
+        raise typer.Exit(130)
