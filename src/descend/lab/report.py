@@ -58,7 +58,7 @@ def lead(race: Race, task: Task, ranked: Sequence[Row]) -> str:
     text = f"<b>{escape(first.name)}</b> came out best: {escape(after)}"
     if len(best) > 1:
         text = (
-            f"<b>A tie</b> of {escape(' and '.join(best))}, whom {count(first.runs, 'seed')} cannot tell apart; "
+            f"<b>A tie</b> of {escape(listed(best))}, whom {count(first.runs, 'seed')} cannot tell apart; "
             f"highest in the table is {escape(first.name)} with {escape(after)}"
         )
         if not task.higher_is_better:
@@ -69,7 +69,7 @@ def lead(race: Race, task: Task, ranked: Sequence[Row]) -> str:
     steps, seconds = min(r.steps_to_target for r in ranked), min(r.seconds_to_target for r in ranked)
     if not math.isfinite(steps):
         return f"{text} None reached {goal}."
-    early = " and ".join(r.name for r in ranked if r.steps_to_target == steps)
+    early = listed([r.name for r in ranked if r.steps_to_target == steps])
     quick = next(r.name for r in ranked if r.seconds_to_target == seconds)
     if early == quick:
         return (
@@ -201,6 +201,12 @@ def search_row(row: Row) -> str:
         f"<small>{', '.join(lost + edge)}</small></td><td>{row.trials}</td>"
         f"<td>{show_lr(row.lr)}<small>{taken}</small></td></tr>"
     )
+
+
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def heading(task: Task) -> str:

@@ -61,7 +61,8 @@ ul { max-width: 46rem; padding-left: 1.1rem }
 li { margin-bottom: .5rem }
 .plain { max-width: 46rem; font-size: .85rem }
 .plain tbody small { display: block; min-width: 0; text-align: right }
-.plain th, .plain td { white-space: nowrap; padding: .3rem .5rem }
+.plain th, .plain td { padding: .3rem .5rem }
+.plain small { white-space: normal !important }
 .plain tr th:first-child { padding-left: 0 }
 details { max-width: 46rem; margin-top: .8rem }
 summary { cursor: pointer }
