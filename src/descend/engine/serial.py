@@ -120,7 +120,9 @@ def _names_of(kind: type) -> list[str]:
 
 def _is_wrapper_of(stamp: str, kind: type) -> bool:
     """Whether a stamp is that of a framework's wrapper class, "LightningAdamW": descend 0.1 gave state_dicts that name."""
-    base = next((base for base in reversed(kind.__mro__) if hasattr(base, "slots") and "state_dict" in vars(base)), kind)
+    base = next(
+        (base for base in reversed(kind.__mro__) if hasattr(base, "slots") and "state_dict" in vars(base)), kind
+    )
     known, left = set[str](), [base]
     while left:
         one = left.pop()
