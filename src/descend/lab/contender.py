@@ -57,6 +57,8 @@ class Contender:
 def parse(words: str | Sequence[Any] | None, book: Catalogue) -> list[Contender]:
     """Contenders of a list such as `adamw,adamw:caution=true,mine.py,pkg.module:Class`; an option follows a colon.
 
+    A mixture such as `muon+lion` is the first rule with the second for the parameters that the first does not serve.
+
     Raises:
         ValueError: for a name that there isn't, an option that is no `name=value`, or a file that has no optimizer.
     """
@@ -67,6 +69,9 @@ def parse(words: str | Sequence[Any] | None, book: Catalogue) -> list[Contender]
             found += [contender(own.registered(word), {}, book)]
             continue
         name, *rest = split(word, ":")
+        name, plus, fallback = name.partition("+")
+        if plus:
+            rest.append(f"fallback={fallback}")
         names = [name.lower()]
         if rest and "=" not in rest[0]:
             names = register(f"{name}:{rest.pop(0)}")
