@@ -74,7 +74,7 @@ def _advance(
     rounds = Rounds(carriers, [*pieces[0], *pieces[1]])
     latest: dict[type[Rule], tuple[Tensor, ...]] = {}
     partials: dict[type[Rule], Totals] = {rule: [] for rule in rules}
-    going_on = set(rules)
+    going_on: Sequence[type[Rule]] = rules
     while True:
         for rule in going_on:
             partials[rule] = _whole(rule, by_rule[rule], totals[rule], plan)
@@ -88,7 +88,7 @@ def _advance(
             latest = total_over(process_group, latest, rules)
         if not latest and not rounds.waits():
             return totals
-        going_on = set(latest)
+        going_on = [rule for rule in rules if rule in latest]
         for rule, total in latest.items():
             totals[rule].append(total)
             partials[rule] = []
