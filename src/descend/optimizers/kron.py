@@ -270,7 +270,8 @@ def fit_triangular(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
     # What has served gives its memory to what comes: each is as large as the parameter.
     change, total = change - total, total.add_(change)
     size = spectral_bound(total) + _TINY
-    add_scaled(q, finite_else(torch.matmul(change.triu_(), q, out=total).div_(size), 0.0), -k.precond_lr)
+    step = torch.matmul(change.triu_(), q, out=total).div_(size).nan_to_num_(0.0, 0.0, 0.0)
+    add_scaled(q, step, -k.precond_lr)
 
 
 def probe(like: Tensor, k: Known) -> Tensor:
