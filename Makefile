@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all table check bench clean
+.PHONY: race test test-slow test-all test-integrations table check bench clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,5 +49,17 @@ bench: $(BENCH)/.ready  ## every number beside every peer, in an environment of 
 	mkdir -p runs
 	$(BENCH)/bin/descend bench --all --json runs/bench.json --html runs/bench.html
 
+FRAMEWORKS := .venv-integrations
+
+$(FRAMEWORKS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint constraints.txt torch numpy
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint constraints.txt --editable ".[integrations]" pytest hypothesis
+	$(FRAMEWORKS)/bin/pip install --quiet --no-deps timm torchvision==0.28.*
+	touch $@
+
+test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks, and trainings in other people's frameworks
+	$(FRAMEWORKS)/bin/python -m pytest -m integrations -rs tests/integrations
+
 clean:
-	rm -rf $(VENV) $(BENCH) build dist runs
+	rm -rf $(VENV) $(BENCH) $(FRAMEWORKS) build dist runs
