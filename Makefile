@@ -50,12 +50,12 @@ bench: $(BENCH)/.ready  ## every number beside every peer, in an environment of 
 	$(BENCH)/bin/descend bench --all --json runs/bench.json --html runs/bench.html
 
 FRAMEWORKS := .venv-integrations
+TRIED := tests/integrations/tried.txt
 
-$(FRAMEWORKS)/.ready: pyproject.toml constraints.txt
+$(FRAMEWORKS)/.ready: pyproject.toml $(TRIED)
 	$(PYTHON) -m venv $(FRAMEWORKS)
-	$(FRAMEWORKS)/bin/pip install --quiet --constraint constraints.txt torch numpy
-	$(FRAMEWORKS)/bin/pip install --quiet --constraint constraints.txt --editable ".[integrations]" pytest hypothesis
-	$(FRAMEWORKS)/bin/pip install --quiet --no-deps timm torchvision==0.28.*
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) torch numpy
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) --editable ".[integrations]" pytest hypothesis
 	touch $@
 
 test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks, and trainings in other people's frameworks

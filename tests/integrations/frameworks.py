@@ -167,8 +167,51 @@ def skorch(case: Case, folder: Path, resume: bool) -> Result:
     return Result(_net(net.module_).losses, net.module_)
 
 
+def torch_fsdp2(case: Case, folder: Path, resume: bool) -> Result:
+    """FSDP2 on one process, with distributed checkpoints."""
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model: Any = case.model()
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", (1,)))
+        optimizer = case.optimizer(model)
+        scheduler = schedule(optimizer)
+
+        def saved() -> dict[str, Any]:
+            weights, state = get_state_dict(model, optimizer)
+            return {"model": weights, "optimizer": state, "scheduler": scheduler.state_dict()}
+
+        if resume:
+            parts = saved()
+            dcp.load(parts, checkpoint_id=folder / "epoch-0")
+            set_state_dict(model, optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"])
+            scheduler.load_state_dict(parts["scheduler"])
+        for epoch in range(resume, EPOCHS):
+            mode(optimizer, "train")
+            for i, batch in enumerate(loader(case), 1):
+                (model(**batch)["loss"] / case.accumulate).backward()
+                if i % case.accumulate == 0:
+                    if case.clip is not None:
+                        nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
+            mode(optimizer, "eval")
+            if not resume:
+                dcp.save(saved(), checkpoint_id=folder / f"epoch-{epoch}")
+        plain = case.model()
+        plain.load_state_dict({name: value.full_tensor() for name, value in model.state_dict().items()})
+        return Result(model.losses, plain)
+    finally:
+        dist.destroy_process_group()
+
+
 def _net(model: nn.Module) -> Net:
     return next(module for module in model.modules() if isinstance(module, Net))
 
 
-FRAMEWORKS = {each.__name__: each for each in (transformers, peft, lightning, accelerate, skorch)}
+FRAMEWORKS = {each.__name__: each for each in (transformers, peft, lightning, accelerate, skorch, torch_fsdp2)}

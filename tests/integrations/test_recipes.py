@@ -43,6 +43,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https:") or (page.parent / target).exists(), target
 
 
-def test_every_page_is_listed() -> None:
-    listed = set(re.findall(r"\]\((\w+\.md)\)", (FOLDER / "README.md").read_text(encoding="utf-8")))
-    assert listed == {page.name for page in PAGES} - {"README.md"}
+def test_every_page_is_listed_with_the_versions_that_were_tried() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\w+\.md)\)", text)) == {page.name for page in PAGES} - {"README.md"}
+    tried = dict(line.split("==") for line in (Path(__file__).parent / "tried.txt").read_text().splitlines())
+    listed = re.findall(r"^\| (\w+) \| ([\d.]+) \|", text, re.MULTILINE)
+    assert {name.lower(): version for name, version in listed} == {k: v for k, v in tried.items() if k != "torchvision"}
+    for page in PAGES:
+        for name, version in re.findall(r"(\w+) (\d+\.\d+\.\d+)", page.read_text(encoding="utf-8").partition("```")[0]):
+            assert version == tried[name.lower()], page.name
