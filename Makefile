@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all test-versions table check bench memory clean
+.PHONY: race test test-slow test-all test-integrations test-versions table check bench memory clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -73,5 +73,17 @@ memory: $(VENV)/.lab  ## bytes, peaks, times and losses of every storage, and do
 docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted, not timed
 	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md
 
+FRAMEWORKS := .venv-integrations
+TRIED := tests/integrations/tried.txt
+
+$(FRAMEWORKS)/.ready: pyproject.toml $(TRIED)
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) torch numpy
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) --editable ".[integrations]" pytest hypothesis
+	touch $@
+
+test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks, and trainings in other people's frameworks
+	$(FRAMEWORKS)/bin/python -m pytest -m integrations -rs tests/integrations
+
 clean:
-	rm -rf $(VENV) $(BENCH) .venv-torch-* build dist runs
+	rm -rf $(VENV) $(BENCH) $(FRAMEWORKS) .venv-torch-* build dist runs

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+# They import frameworks that need not be there, and have no examples that run without a training.
+collect_ignore_glob = ["src/descend/integrations/*"]
+
 
 @pytest.fixture(autouse=True)
 def _imported(doctest_namespace: dict[str, Any]) -> None:

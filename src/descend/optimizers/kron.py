@@ -15,7 +15,7 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot
-from descend.engine.text import take
+from descend.engine.text import has_stages, take
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
 from descend.randomness import normal, uniform
 from descend.terms import add_scaled, ema, finite_else, plus
@@ -185,23 +185,22 @@ class Kron(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        g = finite_else(g, 0.0)
         u = cls.direction(p, g, s, k)
         if k.decay == "own":
             u = plus(u, p, k.decay_share * k.weight_decay)
         else:
             amount = k.decay_share * k.decay_amount
             k = k.but(decay_amount=amount, decay_factor=1 - amount)
-        take(p, u, g, k)
+        take(p, u, finite_else(g, 0.0) if has_stages(k) else g, k)
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        m = ema(s.momentum_buffer, g, k.pull).reshape(k.flat) * k.debias
+        m = ema(s.momentum_buffer, finite_else(g, 0.0), k.pull).reshape(k.flat) * k.debias
         factors = [getattr(s, f"Q_{i}") for i in range(len(k.flat))]
         if k.balances and len(factors) > 1:
             balance(factors)
         if k.fits:
-            fit(factors, m if k.momentum_into_precond_update else g.reshape(k.flat), k)
+            fit(factors, m if k.momentum_into_precond_update else finite_else(g, 0.0).reshape(k.flat), k)
         u = m
         for i, q in enumerate(factors):
             u = times(times(u, q, i, k), q, i, k, transposed=True)
@@ -270,8 +269,7 @@ def fit_triangular(q: Tensor, a: Tensor, b: Tensor, i: int, k: Known) -> None:
     # What has served gives its memory to what comes: each is as large as the parameter.
     change, total = change - total, total.add_(change)
     size = spectral_bound(total) + _TINY
-    step = torch.matmul(change.triu_(), q, out=total).div_(size).nan_to_num_(0.0, 0.0, 0.0)
-    add_scaled(q, step, -k.precond_lr)
+    add_scaled(q, torch.matmul(change.triu_(), q, out=total).div_(size).nan_to_num_(0.0, 0.0, 0.0), -k.precond_lr)
 
 
 def probe(like: Tensor, k: Known) -> Tensor:
