@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all table check bench docs clean
+.PHONY: race test test-slow test-all test-versions table check bench memory docs clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,21 @@ test-slow: $(VENV)/.dev  ## those: every text of every optimizer, compiled
 
 test-all: $(VENV)/.dev  ## both
 	$(RUN) pytest -n 2
+
+VERSIONS := 2.6.0 2.9.1 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
+ON_VERSIONS := $(addprefix tests/test_,every_torch.py half_precision.py plain_tensors.py compiler.py)
+
+.PRECIOUS: .venv-torch-%/.ready
+.venv-torch-%/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet torch==$* numpy pytest hypothesis
+	$(@D)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+test-versions: $(VERSIONS:%=test-torch-%)  ## the executors on every torch that is named, 5 GB each
+
+test-torch-%: .venv-torch-%/.ready
+	.venv-torch-$*/bin/python -m pytest $(ON_VERSIONS)
 
 table: $(VENV)/.dev  ## record which capabilities pass, and write the tables from the record
 	$(RUN) pytest -n 2 -m capability --record-capabilities=docs/capabilities.json
@@ -56,8 +71,17 @@ $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
 	touch $@
 
 bench: $(BENCH)/.ready  ## every number beside every peer, in an environment of its own
-	mkdir -p runs
-	$(BENCH)/bin/descend bench --all --json runs/bench.json --html runs/bench.html
+	$(BENCH)/bin/python benchmarks/record.py measure runs/bench.json
+	$(BENCH)/bin/python benchmarks/record.py performance runs/bench.json docs/performance.md
+	$(BENCH)/bin/descend bench --render runs/bench.json --html runs/bench.html
+
+memory: $(VENV)/.lab  ## bytes, peaks, times and losses of every storage, and docs/memory.md from them
+	$(VENV)/bin/descend memory --peaks --time --json runs/memory.json
+	$(VENV)/bin/python benchmarks/record.py train runs/memory.json
+	$(VENV)/bin/python benchmarks/record.py memory runs/memory.json docs/memory.md
+
+docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted, not timed
+	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist runs
+	rm -rf $(VENV) $(BENCH) .venv-torch-* build dist runs

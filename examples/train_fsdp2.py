@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import descend
-from descend.lab.race import warmup_cosine
+from descend.lab.racing import warmup_cosine
 from descend.lab.tasks import GPT, tasks
 
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -82,7 +82,7 @@ def main() -> None:
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             group["lr"] = base * warmup_cosine(step, given.steps, 0.1)
         mine = order[step].chunk(world)[rank]
-        loss = task.loss(model, data.inputs[mine], data.targets[mine])
+        loss = task.loss(model, (data.inputs[mine], data.targets[mine]))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

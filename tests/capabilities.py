@@ -85,10 +85,13 @@ class Cell:
 
 
 def optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    """Every optimizer class of the package, under its own name."""
+    """Every optimizer class of the package, under its own name; a mixture is made of these."""
     public = (getattr(descend, name) for name in descend.__all__)
     kinds = {kind for kind in public if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)}
-    return {k.__name__: k for k in sorted(kinds - {descend.Optimizer}, key=lambda k: (k.__name__.lower(), k.__name__))}
+    return {
+        k.__name__: k
+        for k in sorted(kinds - {descend.Optimizer, descend.Mixed}, key=lambda k: (k.__name__.lower(), k.__name__))
+    }
 
 
 def elsewhere() -> set[str]:

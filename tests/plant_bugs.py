@@ -197,7 +197,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "steps count by two", f"{kozistr} Prodigy", "engine/counters.py",
-        "self._values.add_(1)", "self._values.add_(2)", CONTRACT, "step_counts",
+        "self._together.add_(1)", "self._together.add_(2)", CONTRACT, "step_counts",
     )  # fmt: skip
     yield Bug(
         "weight decay is accepted and never applied", f"{kozistr} SignSGD", "engine/text.py",
@@ -218,8 +218,9 @@ def in_the_engine() -> Iterator[Bug]:
         TIMM, "trajectories and SGDW",
     )  # fmt: skip
     yield Bug(
-        "a group's own options are ignored", f"{kozistr}, options on self", "engine/resolved.py",
-        "value = group.get(name)", "value = optimizer.defaults.get(name)", TIMM, "trajectories and AdamW",
+        "a group's own options are ignored", f"{kozistr}, options on self", "engine/optimizer.py",
+        "self.option_names(group), group, scaling)", "self.option_names(group), {**group, **self.defaults}, scaling)",
+        TIMM, "trajectories and AdamW",
     )  # fmt: skip
     yield Bug(
         "one step counter for the whole group", f"{kozistr}, 117 places; {timm} Lamb, Adan", "engine/plan.py",
@@ -228,16 +229,16 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "scalars of the first group serve all", f"{timm} RAdam until 1.0.28", "engine/resolved.py",
-        "self._made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}",
-        'self._made: Any = optimizer.__dict__.setdefault("_buffer", {})', TIMM, "trajectories and RAdam",
+        "self.made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}",
+        'self.made: Any = vars(Rule).get("_buffer") or (setattr(Rule, "_buffer", {0: None}) or Rule._buffer)', TIMM, "trajectories and RAdam",
     )  # fmt: skip
     yield Bug(
         "foreach takes the first parameter's step for all", f"{timm} Adopt until 1.0.28", "engine/executors/foreach.py",
-        "            id(job.known),\n", "            0,\n", CONTRACT, "late_first and Adopt",
+        "key = id(job.known), job.device", "key = 0, job.device", CONTRACT, "late_first and Adopt",
     )  # fmt: skip
     yield Bug(
         "the decay's reference follows a tensor lr", f"{timm}, corrected decay until 1.0.28", "engine/optimizer.py",
-        'float(self.defaults["lr"])\n        super', 'self.defaults["lr"]\n        super', CONTRACT, "tensor and AdamW",
+        '{"max_lr_snapshot": float(self.defaults["lr"])}', '{"max_lr_snapshot": self.defaults["lr"]}', CONTRACT, "tensor and AdamW",
     )  # fmt: skip
     yield Bug(
         "complex parameters are not taken as pairs", f"{timm} AdamWLegacy until 1.0.28", "engine/job.py",
@@ -336,12 +337,12 @@ def in_backward() -> Iterator[Bug]:
 def in_checkpoints() -> Iterator[Bug]:
     kozistr, timm = "pytorch_optimizer", "timm"
     yield Bug(
-        "float32 state of bfloat16 parameters is rounded at load", f"{timm} until 1.0.28, torch", "engine/serial.py",
+        "float32 state of bfloat16 parameters is rounded at load", f"{timm} until 1.0.28, torch", "engine/placing.py",
         "    value = _fitted(value, start)\n", "    value = _fitted(value, start).to(p.dtype)\n",
         CHECKPOINTS, "rounded and AdamW",
     )  # fmt: skip
     yield Bug(
-        "the curvature is not in the checkpoint", f"{timm} Adahessian", "engine/serial.py",
+        "the curvature is not in the checkpoint", f"{timm} Adahessian", "engine/placing.py",
         "    for name, value in entry.items():\n        try:",
         '    for name, value in entry.items():\n        if name == "hessian":\n            continue\n        try:',
         CHECKPOINTS, "resumed and Adahessian and update_each",
@@ -379,10 +380,10 @@ def in_checkpoints() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "options of a file are not checked", "torch", "engine/serial.py",
-        "                optimizer._check(groups[-1], optimizer.defaults)", "                pass", LOADING, "constructors and AdamW",
+        "                optimizer.check_group(groups[-1])", "                pass", LOADING, "constructors and AdamW",
     )  # fmt: skip
     yield Bug(
-        "slow weights are lost at load", f"{kozistr} Lookahead", "engine/serial.py",
+        "slow weights are lost at load", f"{kozistr} Lookahead", "engine/placing.py",
         "            elif name in slots:\n", "            elif name in extra:\n                pass\n            elif name in slots:\n",
         LOOKAHEAD, "goes_on_exactly and state_dict",
     )  # fmt: skip

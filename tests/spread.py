@@ -187,6 +187,60 @@ def trained_by_fsdp(
     return found(optimizer)
 
 
+# ------------------------------------------------------------------------------------------------ several rules
+
+#: For each rule of a mixture the places of its parameters.
+MIXTURES: dict[str, dict[str, tuple[int, ...]]] = {
+    "sums": {"lamb": (0, 4), "prodigy": (1, 3), "adafactorbv": (2, 5)},
+    "matrices": {"muon": (3, 4), "lamb": (0, 1), "adamw": (2,), "soap": (5,)},
+}
+
+
+def _mixture(which: str, params: Sequence[nn.Parameter], **options: Any) -> Any:
+    import descend
+
+    parts = MIXTURES[which].items()
+    return descend.Mixed([{"params": [params[i] for i in at], "rule": rule} for rule, at in parts], lr=1e-2, **options)
+
+
+def mixture(which: str, layout: str, **options: Any) -> Any:
+    """Where a mixture of rules ends on a layout."""
+    params = parameters(layout, torch.float64, SHAPES)
+    if params is None:
+        return None
+    optimizer = _mixture(which, params, **options)
+    take_steps(optimizer, 3)
+    return found(optimizer)
+
+
+def mixture_alone(which: str, **options: Any) -> dict[str, Any]:
+    optimizer = _mixture(which, small.parameters(torch.float64, SHAPES), **options)
+    take_steps(optimizer, 3)
+    return found(optimizer)
+
+
+def collectives_of_mixtures(layout: str, which: str) -> Any:
+    """The collectives of the second step: of the mixture, and of each of its rules on all parameters."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    import descend
+
+    counts = {}
+    for name in ("mixture", *MIXTURES[which]):
+        params = parameters(layout, torch.float64, SHAPES)
+        if params is None:
+            return None
+        optimizer: Any = (
+            _mixture(which, params) if name == "mixture" else descend.get_optimizer_class(name)(params, lr=1e-2)
+        )
+        take_steps(optimizer, 1)
+        set_gradients(small.parameters_of(optimizer), 1)
+        with CommDebugMode() as counted:
+            optimizer.step()
+        counts[name] = counted.get_total_counts()
+    return counts
+
+
 # ------------------------------------------------------------------------------------------------ what it costs
 
 

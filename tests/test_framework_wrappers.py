@@ -66,17 +66,40 @@ def averaged(optimizer: Any) -> list[Tensor]:
 
 
 # Every public method, called as a user does between two steps; an optimizer that has another needs a line here.
+def itself(optimizer: Any) -> Any:
+    """The optimizer behind a wrapper, whose copied groups are not those of a state that was loaded since."""
+    return optimizer._itself()
+
+
+def first(optimizer: Any) -> tuple[Any, dict[str, Any]]:
+    return small.parameters_of(itself(optimizer))[0], itself(optimizer).param_groups[0]
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {
+    "check_group": lambda optimizer: optimizer.check_group(itself(optimizer).param_groups[0]),
+    "check_parameter": lambda optimizer: optimizer.check_parameter(0, 0),
+    "check_state": lambda optimizer: optimizer.check_state(itself(optimizer).param_groups[0]),
+    "name_of": lambda optimizer: optimizer.name_of(0, 0),
+    "option_names": lambda optimizer: sorted(optimizer.option_names(itself(optimizer).param_groups[0])),
+    "remove_backward_hooks": lambda optimizer: optimizer.remove_backward_hooks(),
+    "resolve": lambda optimizer: str(optimizer.resolve(itself(optimizer).param_groups[0]).h),
+    "resolve_for": lambda optimizer: str(optimizer.resolve_for(*first(optimizer)).h),
+    "rule_of": lambda optimizer: optimizer.rule_of(itself(optimizer).param_groups[0]).__name__,
+    "rules_of": lambda optimizer: [rule.__name__ for rule in optimizer.rules_of(itself(optimizer).param_groups[0])],
+    "slots_of": lambda optimizer: optimizer.slots_of(*first(optimizer)),
     "add_param_group": lambda optimizer: optimizer.add_param_group(later(optimizer)),
     "averaged": averaged,
     "eval": lambda optimizer: (optimizer.eval(), small.values(optimizer), optimizer.train()),
     "load_state_dict": lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
     "rehearses": lambda optimizer: optimizer.rehearses(),
-    "rule_name": lambda optimizer: optimizer.rule_name(small.parameters_of(optimizer)[0], optimizer.param_groups[0]),
+    "rule_name": lambda optimizer: optimizer.rule_name(
+        small.parameters_of(optimizer)[0], itself(optimizer).param_groups[0]
+    ),
     "state_bytes": lambda optimizer: optimizer.state_bytes(small.parameters_of(optimizer)[0]),
     "state_dict": lambda optimizer: str(optimizer.state_dict()),
     "step": lambda optimizer: None,  # between the others
     "sum_over": lambda optimizer: optimizer.sum_over(None),
+    "to": lambda optimizer: optimizer.to("cpu") and None,
     "sync_lookahead": lambda optimizer: optimizer.sync_lookahead(),
     "train": lambda optimizer: optimizer.train(),
     "zero_grad": lambda optimizer: optimizer.zero_grad(),

@@ -20,8 +20,10 @@ from descend.catalogue import factory
 from descend.catalogue.info import OptimInfo, Paper
 from descend.lab import cli, facts, report, store
 from descend.lab.commands import app
-from descend.lab.race import Contender, Race, Settings, race, state_bytes, warmup_cosine
-from descend.lab.search import EXTENSIONS, GRID, around, open_side, plan, propose, spaced
+from descend.lab.contender import Contender
+from descend.lab.racing import Race, Settings, race, warmup_cosine
+from descend.lab.search import EXTENSIONS, GRID, Choice, Space, Tried, around, open_side, spaced, suggest
+from descend.lab.sizes import held_bytes
 from descend.lab.summary import rows, show_lr
 from descend.lab.tasks import stdlib_source, tasks
 
@@ -33,10 +35,12 @@ CLASSES = {
 }
 
 
-def make_optimizer(model: nn.Module, /, *, opt: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, /, *, opt: str, lr: float, weight_decay: float, **options: Any
+) -> torch.optim.Optimizer:
     """Stand in for `descend.create_optimizer_v2`."""
     params = model.parameters() if isinstance(model, nn.Module) else model
-    return CLASSES[opt](params, lr=lr, weight_decay=weight_decay)
+    return CLASSES[opt](params, lr=lr, weight_decay=weight_decay, **options)
 
 
 def settings(**changes: Any) -> Settings:
@@ -108,55 +112,74 @@ def test_every_model_can_be_differentiated_twice_and_starts_near_chance(name: st
     data = task.load()
     torch.manual_seed(0)
     model = task.model()
-    loss = task.loss(model, data.inputs[:4], data.targets[:4])
+    loss = task.loss(model, next(data.batches(0, 1, 4)))
     params = list(model.parameters())
     grads = torch.autograd.grad(loss, params, create_graph=True)
     torch.autograd.grad(sum((g * g).sum() for g in grads), params, allow_unused=True)
-    assert loss.item() == pytest.approx(math.log(10 if task.metric == "accuracy" else 256), rel=0.15)
+    chance = {"digits-conv": 10, "digits-mlp": 10, "digits-vit": 10, "gpt": 256, "gru": 256, "tabular": 2}
+    if name in chance:
+        assert loss.item() == pytest.approx(math.log(chance[name]), rel=0.15)
+    else:  # a regression: the loss is of the size of the targets
+        assert 0.2 < task.judge(model, data)[0] / data.val_targets.square().mean().item() < 1.5
 
 
 # ------------------------------------------------------------------------------------------------ the search
 
 
-def search(loss_at: Any, low: float, high: float, budget: int) -> tuple[list[tuple[float, float]], Any]:
-    tried: list[tuple[float, float]] = []
-    while (lr := plan(tried, low, high, budget).next_lr(tried)) is not None:
-        tried.append((lr, loss_at(lr)))
-    return tried, plan(tried, low, high, budget)
+def search(loss_at: Any, low: float, high: float, budget: int, seed: int = 0) -> list[tuple[float, float]]:
+    space, tried = Space(low, high, 1e-3, 0.9), list[Tried]()
+    while len(tried) < budget:
+        choice, _ = suggest(space, tried, budget, 100, seed)
+        tried.append(Tried(choice, loss_at(choice.lr), {}))
+    return [(one.choice.lr, one.score) for one in tried]
 
 
 def bowl(best: float) -> Any:
     return lambda lr: 0.1 + math.log10(lr / best) ** 2
 
 
-def test_a_search_spends_its_budget_and_finds_the_bottom() -> None:
-    tried, state = search(bowl(2e-2), 1e-4, 1.0, 9)
-    assert len(tried) == state.trials == 9
+def test_a_search_finds_the_bottom_and_is_the_same_again() -> None:
+    tried = search(bowl(2e-2), 1e-4, 1.0, 9)
     assert [lr for lr, _ in tried[:GRID]] == list(spaced(1e-4, 1.0, GRID))
-    assert min(tried, key=lambda pair: pair[1])[0] == pytest.approx(2e-2, rel=0.1)
-    assert search(bowl(2e-2), 1e-4, 1.0, 9)[0] == tried
+    assert min(tried, key=lambda pair: pair[1])[0] == pytest.approx(2e-2, rel=0.5)
+    assert search(bowl(2e-2), 1e-4, 1.0, 9) == tried
 
 
-@pytest.mark.parametrize(("best", "low", "high"), [(5.0, 1e-3, 10.0), (3e-5, 1e-5, 1e-1)])
-def test_a_best_value_at_the_edge_extends_the_range(best: float, low: float, high: float) -> None:
-    tried, state = search(bowl(best), max(low, 1e-3), min(high, 1e-1), 4)
-    assert state.extensions == 2
-    assert (state.low, state.high) == pytest.approx((low, high))
-    assert len(tried) == 4 + 2 * 3
+@pytest.mark.parametrize(("best", "low", "high"), [(3.0, 1e-3, 1e-1), (4e-5, 1e-3, 1e-1)])
+def test_a_best_value_at_the_edge_sends_the_search_beyond(best: float, low: float, high: float) -> None:
+    tried = search(bowl(best), low, high, 9)
     assert open_side(tried) is None
+    assert min(tried, key=lambda pair: pair[1])[0] == pytest.approx(best, rel=0.6)
 
 
-def test_extensions_end() -> None:
-    tried, state = search(lambda lr: 1 / lr, 1e-2, 1e-1, 4)
-    assert state.extensions == EXTENSIONS
-    assert open_side(tried) == "high"
+def test_the_way_beyond_ends() -> None:
+    tried = search(lambda lr: 1 / lr, 1e-2, 1e-1, 14)
+    assert max(lr for lr, _ in tried) == pytest.approx(1e-1 * 10**EXTENSIONS)
 
 
 def test_diverged_trials_send_the_search_down() -> None:
-    tried, state = search(lambda lr: math.inf if lr > 1e-3 else 1.0 - lr, 1e-2, 1.0, 3)
-    assert state.low < 1e-2
+    tried = search(lambda lr: math.inf if lr > 1e-3 else 1.0 - lr, 1e-2, 1.0, 9)
     assert math.isfinite(min(loss for _, loss in tried))
-    assert 1e-4 <= propose(tried, 1e-4, 1.0, seed=0) <= 1.0
+
+
+def test_a_search_varies_decay_beta_and_share_within_their_bounds() -> None:
+    space, tried = Space(1e-4, 1e-1, 1e-3, 0.9), list[Tried]()
+    for _ in range(9):
+        choice, _ = suggest(space, tried, 9, 100, 0)
+        tried.append(Tried(choice, bowl(3e-3)(choice.lr) + (choice.decay - 0.5) ** 2, {}))
+    free = [one.choice for one in tried[GRID:]]
+    assert len({choice.weight_decay for choice in free}) > 1
+    assert len({choice.decay for choice in free}) > 1
+    assert all(choice.beta is not None and 0.49 < choice.beta < 0.991 and 0.19 < choice.decay <= 1 for choice in free)
+
+
+def test_only_the_worst_quarter_is_given_up_and_only_in_the_second_half() -> None:
+    losses = dict.fromkeys(range(10, 101, 10), 1.0)
+    tried = [Tried(Choice(1e-2 * k, 1e-3, 0.9), 1.0, losses) for k in range(1, 6)]
+    _, prune = suggest(Space(1e-3, 1.0, 1e-3, 0.9), tried, 9, 100, 0)
+    assert [prune(step, 2.0) for step in (10, 40, 60)] == [False, False, True]
+    _, prune = suggest(Space(1e-3, 1.0, 1e-3, 0.9), tried, 9, 100, 0)
+    assert not any(prune(step, 0.9) for step in losses)
 
 
 def test_the_first_range_has_three_decades_around_what_is_suggested() -> None:
@@ -224,7 +247,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, finished: Race) -> None
     assert [path.name for path in tmp_path.iterdir()] == [store.FILE]
 
 
-@pytest.mark.parametrize("text", ["{", '{"format": 0}', '{"format": 1, "settings": {"colour": 1}}', "[]"])
+@pytest.mark.parametrize("text", ["{", '{"format": 0}', '{"format": 2, "settings": {"colour": 1}}', "[]"])
 def test_a_file_that_is_no_race_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / store.FILE).write_text(text)
     with pytest.raises(ValueError, match="start a new one"):
@@ -246,7 +269,7 @@ def test_divergence_is_seen_and_sent_down() -> None:
     result = race(CONV, settings(trials=3, seeds=1), [Contender("sgd", 1e18, 1e20)], make_optimizer)
     entry = result.entries["sgd"]
     assert entry.trials[0].diverged
-    assert entry.plan(settings()).low < 1e18
+    assert min(run.lr for run in entry.trials) < 1e18
 
 
 def test_state_bytes_are_counted() -> None:
@@ -254,7 +277,7 @@ def test_state_bytes_are_counted() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 10)).sum().backward()
     optimizer.step()
-    assert state_bytes(optimizer) == 33 * 8 + 2 * 4
+    assert held_bytes(optimizer) == 33 * 8 + 2 * 4
 
 
 def test_rows_are_ranked_and_count_the_steps_to_the_target(finished: Race) -> None:
@@ -405,7 +428,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
     assert result.exit_code == 130
     assert "descend race --resume --out" in result.output
     kept = store.load(tmp_path / "race")
-    assert [len(e.trials) + len(e.runs) for e in kept.entries.values()] == [3, 1]
+    assert [len(e.trials) + len(e.runs) for e in kept.entries.values()] == [2, 2]  # they take turns
     assert run("race", "--resume", "--out", tmp_path / "race").exit_code == 0
 
 

@@ -15,7 +15,7 @@ import descend
 ROOT = Path(descend.__file__).parent
 #: Each line is a layer; a name stands for a module, or for a package with all that is in it.
 LAYERS = (
-    "randomness engine.tensorlist engine.slots engine.torch_private engine.unwrapped",
+    "lazy randomness engine.tensorlist engine.slots engine.torch_private engine.unwrapped",
     "terms linear orthogonal engine.known engine.storage",
     "engine.text",
     "engine.rule",
@@ -28,13 +28,13 @@ LAYERS = (
     "engine.executors engine.backward_hooks",
     "engine.serial",
     "engine.optimizer",
-    "engine.exact engine.in_backward engine.in_pieces engine.warmup",
+    "engine.master_weights engine.in_backward engine.in_pieces engine.warmup",
     "optimizers",
     "catalogue",
     "lab",
 )
 #: The package's front door, and packages without code of their own.
-UNRANKED = ("", "engine", "engine.sharding")
+UNRANKED = ("", "public", "engine", "engine.sharding")
 
 
 @cache

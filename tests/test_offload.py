@@ -12,7 +12,7 @@ from cases import ROWS, Row
 from torch import nn
 
 import descend
-from descend.engine import offload, plan, serial
+from descend.engine import offload, placing, plan
 from descend.engine.executors import kernels
 
 SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
@@ -31,7 +31,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         fetch(waiting)
 
     monkeypatch.setattr(plan, "is_far", lambda p: True)
-    monkeypatch.setattr(serial, "is_far", lambda p: True)
+    monkeypatch.setattr(placing, "is_far", lambda p: True)
     monkeypatch.setattr(offload, "BATCH_BYTES", 1 << 11)
     monkeypatch.setattr(offload, "_fetch", counted)
     return visits

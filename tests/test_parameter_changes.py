@@ -294,3 +294,46 @@ def test_stochastic_rounding_goes_on_past_float32() -> None:
     for _ in range(32):
         optimizer.step()
     assert (p.detach().float() < 1).float().mean() > 0.95
+
+
+# ------------------------------------------------------------------------------------------------ full-precision weights
+
+
+@pytest.mark.parametrize("wrap", (None, "Lookahead", "SAM"))
+def test_full_precision_weights_go_out_and_in(wrap: str | None) -> None:
+    """What one run exports is what another one trains on, as if it had never been in half precision."""
+    values = {"a": small.noise((16, 8), torch.float32, 0, 0), "b": small.noise((8,), torch.float32, 0, 1)}
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        named = [(name, nn.Parameter(torch.zeros_like(value, dtype=dtype))) for name, value in values.items()]
+        base = descend.SGD(named, lr=1e-4, **({"master": "split"} if dtype == torch.bfloat16 else {}))
+        optimizer = base if wrap is None else getattr(descend, wrap)(base)
+        descend.load_master_weights(optimizer, values)
+        assert all(torch.equal(value, values[name]) for name, value in descend.master_weights(optimizer).items())
+        for i in range(3):
+            for _, p in named:
+                p.grad = small.noise(tuple(p.shape), torch.bfloat16, i, 0).to(dtype)
+            if wrap != "SAM":
+                optimizer.step()
+        found.append(descend.master_weights(optimizer))
+    assert all(torch.equal(x, y) for x, y in zip(found[0].values(), found[1].values(), strict=True))
+
+
+def test_full_precision_weights_of_another_name_or_shape_are_refused() -> None:
+    p = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    optimizer = descend.AdamW([("w", p)])
+    with pytest.raises(ValueError, match="weights have 'v', which no parameter is called; they are called w"):
+        descend.load_master_weights(optimizer, {"w": torch.ones(2), "v": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"weight 'w' has shape \(3,\), expected \(2,\)"):
+        descend.load_master_weights(optimizer, {"w": torch.ones(3)})
+    assert not p.any()
+
+
+def test_state_goes_to_a_device() -> None:
+    p = nn.Parameter(torch.ones(4, 4))
+    optimizer = descend.NAdam([p])
+    step(optimizer, p, 0)
+    assert optimizer.to("meta") is optimizer
+    assert {name: t.device.type for name, t in optimizer.state[p].items()} == {
+        "step": "cpu", "mu_product": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta",
+    }  # fmt: skip

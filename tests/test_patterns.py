@@ -75,7 +75,9 @@ def test_layer_decay_scales_each_rules_own_rate() -> None:
 
 
 def test_names_and_parameters_do_without_a_model() -> None:
-    found = moves(descend.create_optimizer_v2(list(Model().named_parameters()), rules=RULES, lr=1e-3, weight_decay=0.05))
+    found = moves(
+        descend.create_optimizer_v2(list(Model().named_parameters()), rules=RULES, lr=1e-3, weight_decay=0.05)
+    )
     assert found["blocks.0.norm.weight"] == ("lion", 1e-3, 0.05)
 
 

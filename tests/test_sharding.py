@@ -68,6 +68,18 @@ def test_fully_shard_in_backward(processes: Processes, row: Row) -> None:
     check(got[0], spread.alone(row.name, **small.alone(row)), tolerance(row))
 
 
+@pytest.mark.parametrize("layout", ("2 ranks", "3 ranks", "tensor parallel", "replicas of shards"))
+@pytest.mark.parametrize("which", spread.MIXTURES)
+def test_a_mixture_of_rules(processes: Processes, which: str, layout: str) -> None:
+    got = processes.run("spread", "mixture", which=which, layout=layout)
+    check(got[0], spread.mixture_alone(which), 1e-10 if which == "sums" else 1e-7)
+
+
+def test_rules_of_a_mixture_share_their_collectives(processes: Processes) -> None:
+    counts = processes.run("spread", "collectives_of_mixtures", layout="2 ranks", which="sums")[0]
+    assert counts["mixture"] <= max(count for name, count in counts.items() if name != "mixture")
+
+
 @every_row
 def test_float32(processes: Processes, row: Row) -> None:
     possible(row)

@@ -374,7 +374,9 @@ def navigation() -> list[Any]:
     """The order of the pages."""
     docs = {p.stem: p.name for p in sorted((ROOT / "docs").glob("*.md"))}
     guides = [
-        docs.pop(name) for name in ("mixtures", "own_optimizer", "checkpoints", "memory", "sharding") if name in docs
+        docs.pop(name)
+        for name in ("mixtures", "own_optimizer", "checkpoints", "fit", "memory", "sharding", "racing")
+        if name in docs
     ]
     coming = [docs.pop(name) for name in [*docs] if name.startswith("from_")]
     first = [docs.pop("choosing")]

@@ -50,7 +50,7 @@ def ema_sq(average: Tensor, x: Tensor, weight: Scalar) -> Tensor:
     """average ← average + weight·(x² − average)."""
     if isinstance(weight, float):
         return average.mul_(1 - weight).addcmul_(x, x, value=weight)
-    return average.add_((x * x - average) * weight)
+    return average.mul_(1 - weight).add_(x * x * weight)  # an infinity stays one: minus itself it would be NaN
 
 
 def accumulate(buffer: Tensor, factor: Scalar, x: Tensor | Quotient, gain: Scalar = 1.0) -> Tensor:
@@ -110,7 +110,12 @@ def scaled(x: Tensor, factor: Scalar) -> Tensor:
 
 def finite_else(x: Tensor, other: Any) -> Tensor:
     """x where all of its numbers are finite, else `other`, a tensor of its shape or a number."""
-    return torch.where(torch.isfinite(x).all(), x, other)
+    if x.numel() == 0:
+        return x
+    finite = torch.isfinite(torch.stack(torch.aminmax(x))).all()  # without a temporary of x's size
+    if finite.device.type == "cpu" and finite:  # no accelerator waits for this look, and it saves a copy
+        return x
+    return torch.where(finite, x, other)
 
 
 def bounded(x: Tensor, count: Scalar = 1.0) -> Tensor:

@@ -6,11 +6,12 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
-OptimizerClass = Callable[..., Optimizer]
+OptimizerClass = Callable[..., "Optimizer"]
 
 
 @dataclass(frozen=True)

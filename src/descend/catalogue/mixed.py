@@ -161,7 +161,10 @@ def create_mixed(
                     mixed.append(({"rule": rule, **own}, mine))
                 else:
                     alike += mine
-    optimizer = Mixed([{**own, "params": params} for own, params in mixed], **{name: value for name, value in given.items() if value is not None})
+    optimizer = Mixed(
+        [{**own, "params": params} for own, params in mixed],
+        **{name: value for name, value in given.items() if value is not None},
+    )
     for p in frozen:
         p.requires_grad_(False)
     return optimizer

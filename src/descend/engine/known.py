@@ -59,6 +59,10 @@ class Across:
         """Complete sums over every tensor of the step; `begin` gives those over the tensors in hand."""
         return begin()
 
+    def sum(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
+        """The sum of the part in hand, over these dimensions, which stay as size 1; None: over all."""
+        return x.sum() if dims is None else x.sum(dims, keepdim=True)
+
     def square(self, x: Any) -> Any:
         """The sum of the squares of the part in hand."""
         if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
@@ -109,7 +113,7 @@ class Known:
 
     def sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over all elements of each."""
-        return self.across.own(tuple(x.sum() for x in xs), (None,) * len(xs))
+        return self.across.own(tuple(map(self.across.sum, xs)), (None,) * len(xs))
 
     def complete(self, *begun: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """Sums that the text has begun over the part in hand, each with the dimensions that it sums over."""
@@ -117,7 +121,9 @@ class Known:
 
     def sums_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the sums over these dimensions, which stay as size 1."""
-        return self.complete(*((x.sum(dims, keepdim=True) if dims else x, dims) for x, dims in pairs))
+        asked = [(self.across.sum(x, dims), dims) for x, dims in pairs if dims]
+        sums = iter(self.complete(*asked) if asked else ())
+        return tuple(next(sums) if dims else x for x, dims in pairs)
 
     def means_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the means over these dimensions, which stay as size 1."""
@@ -133,8 +139,8 @@ class Known:
 
     def norms(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Euclidean norms over all elements of each."""
-        squares = self.across.own(tuple(self.across.square(x) for x in xs), (None,) * len(xs))
-        return tuple(torch.sqrt(square) for square in squares)
+        squares = self.across.own(tuple(map(self.across.square, xs)), (None,) * len(xs))
+        return tuple(map(torch.sqrt, squares))
 
     def norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over all elements."""
@@ -150,7 +156,7 @@ class Known:
 
     def overall_sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over the elements of every tensor of this step, of each."""
-        return self.across.overall(lambda: tuple(_list_total(x.sum()) for x in xs))
+        return self.across.overall(lambda: tuple(_list_total(self.across.sum(x)) for x in xs))
 
     def overall_norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over the elements of every tensor of this step."""

@@ -14,7 +14,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from typing_extensions import Unpack
+from typing_extensions import Self, Unpack
 
 from descend.engine import executors, options, serial
 from descend.engine.backward_hooks import BackwardHooks
@@ -246,6 +246,24 @@ class Optimizer(Unwrappable, Rule):
         super().zero_grad(set_to_none)
         self._moved.clear()
 
+    @unwrapped
+    def to(self, device: torch.device | str) -> Self:
+        """Move the state to a device, as ``model.to(device)`` moves the parameters; step counters stay on the host.
+
+        A step does the same by itself for parameters that have moved. State with ``offload_state`` comes back to the host.
+
+        Args:
+            device: where the parameters are.
+        """
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.get(p, {})
+                rule = self.resolve_for(p, group).rule
+                here = () if group["capturable"] else ("step", *rule.carried)
+                moved = {n: t.to(device) for n, t in state.items() if isinstance(t, Tensor) and n not in here}
+                state.update(moved)
+        return self
+
     def remove_backward_hooks(self) -> None:
         """Let all parameters move in step() again, where step_in_backward() has them move inside backward."""
         if self._in_backward is not None:
@@ -431,7 +449,7 @@ class Optimizer(Unwrappable, Rule):
 
     def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:
         """The rule that moves the parameters of a group."""
-        return type(self)
+        return type(unwrap(self))
 
     def resolve(self, group: dict[str, Any]) -> Resolved:
         """The rule of a group, and its options for this step."""

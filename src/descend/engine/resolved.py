@@ -108,7 +108,14 @@ class Resolved:
             else:
                 known[name] = value
         known.update(decay_scalars(self.decay, self.h))
-        known.update(self.rule.scalars(t, self.h, c))
+        own = self.rule.scalars(t, self.h, c)
+        for name, value in own.items():
+            if type(value) is int:
+                raise TypeError(
+                    f"{self.rule.__name__}: scalars() gives {name}={value}, an int, which is neither a scalar nor a flag; "
+                    f"write {value}.0"
+                )
+        known.update(own)
         if "step_size" not in known:
             known["step_size"] = known["gain"] if known["lr"] is None else known["lr"] * known["gain"]
         return known, vars(c)

@@ -110,11 +110,26 @@ def _names_of(kind: type) -> list[str]:
     the name of the class that declares their state. Every class of descend bears its own.
     """
     names = []
-    for base in [base for base in kind.__mro__ if hasattr(base, "slots")][:-1]:  # the last declares no state
+    rules = [base for base in kind.__mro__ if issubclass(base, torch.optim.Optimizer) and hasattr(base, "slots")]
+    for base in rules[:-1]:  # the last declares no state
         names.append(base.__name__)
         if base.__module__.startswith("descend.") or not vars(base).keys().isdisjoint(("slots", "carried")):
             break
     return names or [kind.__name__]
+
+
+def _is_wrapper_of(stamp: str, kind: type) -> bool:
+    """Whether a stamp is that of a framework's wrapper class, "LightningAdamW": descend 0.1 gave state_dicts that name."""
+    base = next(
+        (base for base in reversed(kind.__mro__) if hasattr(base, "slots") and "state_dict" in vars(base)), kind
+    )
+    known, left = set[str](), [base]
+    while left:
+        one = left.pop()
+        left += one.__subclasses__()
+        if one.__module__.startswith("descend."):
+            known.add(one.__name__)
+    return stamp.endswith(kind.__name__) and stamp not in known
 
 
 def load(optimizer: Loads, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
@@ -168,7 +183,8 @@ def _given(optimizer: Loads, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if given.get(_FORMAT_KEY, FORMAT) > FORMAT:
         raise ValueError(f"{kind}: state_dict has format {given[_FORMAT_KEY]}, this version reads up to {FORMAT}")
     names = _names_of(type(optimizer))
-    if given.get(_NAME_KEY, kind) not in (kind, *names):
+    stamp = given.get(_NAME_KEY, kind)
+    if stamp not in (kind, *names) and not _is_wrapper_of(stamp, type(optimizer)):
         raise ValueError(f"{kind}: state_dict is one of {given[_NAME_KEY]}, expected one of {names[-1]}")
     return given
 

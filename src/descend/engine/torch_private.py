@@ -20,12 +20,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _NEEDED = {
     "fused=True": (
         ("torch.fx.experimental.proxy_tensor", "make_fx"),
+        ("torch._dynamo.utils", "get_metrics_context"),
         ("torch._guards", "TracingContext"),
         ("torch._guards", "tracing"),
         ("torch._functorch.config", "enable_autograd_cache"),
         ("torch._inductor.config", "patch"),
         ("torch._inductor.compile_fx", "compile_fx"),
         ("torch._inductor.compile_fx", "compile_fx_inner"),
+        ("torch.utils._python_dispatch", "_disable_current_modes"),
     ),
     "sharded parameters": (("torch.distributed.tensor._utils", "compute_local_shape_and_global_offset"),),
 }
@@ -70,6 +72,7 @@ def compiled(function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Te
     Returns:
         The compiled code, which takes the arguments in a list and empties it.
     """
+    from torch._dynamo.utils import get_metrics_context
     from torch._functorch import config as tracing_config
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
@@ -88,8 +91,10 @@ def compiled(function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Te
     checks = config.patch({name: value for name, value in unchecked.items() if hasattr(config, name)})
     # The cache of traces would skip the step that the code is taken from; that of compiled code stays.
     tracing_anew = tracing_config.patch(enable_autograd_cache=False)
-    # Nor do modes of the caller act on what is traced: counters of operations, a default device.
-    with _disable_current_modes(), torch.device("cpu"), torch.no_grad(), checks, tracing_anew:
+    # No mode of the caller acts on what is traced: a counter of operations, a default device.
+    plain = torch.no_grad(), torch.device("cpu"), _disable_current_modes()
+    # Until torch 2.7 the cache of code counts its hits in a context that only torch.compile opens.
+    with plain[0], plain[1], plain[2], checks, tracing_anew, get_metrics_context():
         graph = make_fx(function, tracing_mode="symbolic")(*arguments)
         examples = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         with tracing(TracingContext(examples[0].fake_mode)):

@@ -15,9 +15,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from descend.lab.race import Entry, Point, Race, Run
+from descend.lab.racing import Entry, Point, Race, Run
 from descend.lab.summary import show_lr
-from descend.lab.tasks import Task
+from descend.lab.task import Task
 
 INK, GRID = "#010203", "#010204"  # stand-ins: a style sheet cannot reach what matplotlib has coloured
 
@@ -25,13 +25,15 @@ INK, GRID = "#010203", "#010204"  # stand-ins: a style sheet cannot reach what m
 def draw(race: Race, task: Task, order: Sequence[str]) -> list[tuple[str, str, str]]:
     """Caption, explanation and SVG of every chart; the n-th name of `order` has the colour `--c<n>`."""
     entries = [race.entries[name] for name in order]
-    error = task.metric == "accuracy"
-    what = "validation error" if error else "validation loss"
+    error = task.percent
+    what = "validation error" if error else f"validation {task.metric_name}"
 
     def judged(point: Point) -> float:
         return max(100 * (1 - point.metric), 0.1) if error else point.metric
 
-    goal = 100 * (1 - race.settings.target) if error else race.settings.target
+    goal = race.settings.target
+    if error and goal is not None:
+        goal = 100 * (1 - goal)
     percent = "%" if error else ""
     start = "" if error else "; the start lies above the picture"
     charts = [
@@ -71,7 +73,8 @@ def curves(
     """One line an optimizer with a band over its seeds; `crop` fits the scale to what follows the first fifth."""
 
     def fill(axes: Axes) -> None:
-        axes.set_yscale("log")
+        if all(y(p) > 0 for entry in entries for run in entry.runs for p in run.curve):
+            axes.set_yscale("log")
         late = [] if goal is None else [goal]
         if goal is not None:
             axes.axhline(goal, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6)
@@ -109,8 +112,11 @@ def curves(
             )
         late = [value for value in late if math.isfinite(value)]
         if crop and late:
-            room = 0.06 * (max(late) - min(late))
-            axes.set_ylim(min(late) - room, max(late) + room)
+            room = 0.06 * (max(late) - min(late)) or 0.06 * abs(late[0]) or 1.0
+            low = min(late) - room
+            if axes.get_yscale() == "log" and low <= 0:
+                low = 0.9 * min(value for value in late if value > 0)
+            axes.set_ylim(low, max(late) + room)
 
     return figure(fill, label, unit)
 
@@ -122,7 +128,7 @@ def search(entries: Sequence[Entry]) -> str:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for i, entry in enumerate(entries):
-            kept: list[Run] = sorted((run for run in entry.trials if not run.diverged), key=lambda run: run.lr)
+            kept: list[Run] = sorted((run for run in entry.trials if math.isfinite(run.score)), key=lambda run: run.lr)
             lrs, scores = [run.lr for run in kept], [run.score for run in kept]
             axes.plot(
                 lrs,
@@ -135,6 +141,8 @@ def search(entries: Sequence[Entry]) -> str:
                 markersize=2.5,
                 gid=f"series{i}-line",
             )
+            if not kept:
+                continue
             best = min(kept, key=lambda run: run.score)
             axes.plot(
                 [best.lr],
@@ -168,7 +176,7 @@ def figure(fill: Callable[[Axes], None], label: str, unit: str) -> str:
         axes.spines[:].set_visible(False)
         plain = FuncFormatter(lambda value, _: f"{value:g}{unit}")
         low, high = axes.get_ylim()
-        if high < 4 * low:
+        if axes.get_yscale() == "linear" or high < 4 * low:
             axes.set_yscale("linear")
         else:  # the less a scale spans, the more ticks it needs between the powers of ten
             between = (1, 2, 3, 4, 5, 7) if high < 20 * low else (1, 2, 5) if high < 300 * low else (1,)

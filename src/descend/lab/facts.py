@@ -8,14 +8,12 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
-import torch
-from torch import nn
-
 from descend.catalogue.info import OptimInfo
+from descend.catalogue.names import ALIASES, all_names
 
 
-class Catalogue(Protocol):
-    """The part of `descend` that the command line needs; the package itself is one."""
+class Names(Protocol):
+    """Names and what is known about them."""
 
     def list_optimizers(self) -> list[str]:
         """All names."""
@@ -23,13 +21,39 @@ class Catalogue(Protocol):
     def get_optimizer_info(self, name: str) -> OptimInfo:
         """The entry of a name."""
 
+
+class Catalogue(Names, Protocol):
+    """The part of `descend` that the command line needs; the package itself is one."""
+
     def create_optimizer_v2(
         self, model_or_params: Any, /, *, opt: str, lr: float, weight_decay: float, **options: Any
     ) -> Any:
         """The optimizer of a name."""
 
 
+class Table:
+    """The names of the package, read from its table without importing torch."""
+
+    def __init__(self) -> None:
+        self.infos = {info.name: info for info in all_names()}
+        self.infos |= {alias: self.infos[target] for alias, target in ALIASES.items()}
+
+    def list_optimizers(self) -> list[str]:
+        """All names."""
+        return sorted(self.infos)
+
+    def get_optimizer_info(self, name: str) -> OptimInfo:
+        """The entry of a name."""
+        return self.infos[name]
+
+
 LOOKAHEAD = "lookahead_"
+
+
+def class_name(info: OptimInfo) -> str:
+    """The name of the class behind an entry, whether or not it can be imported."""
+    found = info.opt_class
+    return found.rpartition(".")[2] if isinstance(found, str) else getattr(found, "__name__", "")
 
 
 def matching(names: Iterable[str], pattern: str | None) -> list[str]:
@@ -52,7 +76,9 @@ def unknown(name: str, names: Sequence[str]) -> str | None:
 
 def bytes_per_parameter(book: Catalogue, name: str, **options: Any) -> str:
     """Bytes of state for each element of a large matrix, as the factory makes the optimizer; `?` if it can't."""
-    param = nn.Parameter(torch.empty(1024, 1024))
+    import torch
+
+    param = torch.nn.Parameter(torch.empty(1024, 1024))
     try:
         optimizer = book.create_optimizer_v2([param], opt=name, lr=1e-3, weight_decay=0.0, **options)
         return f"{optimizer.state_bytes(param, optimizer.param_groups[0]) / param.numel():.3g}"

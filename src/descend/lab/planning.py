@@ -1,10 +1,9 @@
-"""What an optimizer would cost on machines that are not here: its collectives are counted on processes that are faked."""
+"""What an optimizer would cost on machines that are not here: collectives and bytes, counted on faked processes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -12,15 +11,13 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 
-import descend
 from descend.lab.bench.traffic import bytes_of
-from descend.lab.grid import grid
-
-Shapes = Sequence[tuple[int, ...]]
-MIB = 2**20
+from descend.lab.faking import AnsweredReads, faked, mesh_of, shard
+from descend.lab.models import Model, Shape
+from descend.lab.names import created
+from descend.lab.sizes import MIB, predicted_bytes
+from descend.lab.table import NOTHING, Table, plural
 
 
 @dataclass(frozen=True)
@@ -102,93 +99,65 @@ class Counted:
             yield
 
 
-def cost(name: str, shapes: Shapes, ranks: int, **options: Any) -> Cost:
-    """Count what the second step of an optimizer costs the first of these processes."""
-    with faked(ranks):
-        mesh = init_device_mesh("cpu", (ranks,))
-        params = [nn.Parameter(_shard(shape, mesh)) for shape in shapes]
-        optimizer: Any = descend.create_optimizer_v2(params, opt=name, lr=1e-3, weight_decay=1e-3, **options)
-        for step in range(2):
+def cost(name: str, shapes: Sequence[Shape], ranks: int, dtype: torch.dtype = torch.float32, **options: Any) -> Cost:
+    """Count what the second step of an optimizer costs the first of these processes; no tensor has data."""
+    with faked(ranks) if ranks > 1 else nullcontext():
+        mesh = mesh_of(ranks) if ranks > 1 else None
+        params = [nn.Parameter(shard(shape, mesh, dtype)) for shape in shapes]
+        optimizer = created(name, params, 1e-3, 1e-3, **options)
+        state = predicted_bytes(optimizer)
+        counted = Counted()
+        for _ in range(2):
             for p in params:
-                p.grad = torch.zeros_like(p)
-                p.grad._local_tensor.fill_(1e-3)  # type: ignore[attr-defined]
+                p.grad = torch.empty_like(p)
             counted = Counted()
-            with counted.counting():
+            with counted.counting(), AnsweredReads():  # type: ignore[no-untyped-call]
                 optimizer.step()
-            if step == 0:
-                state = sum(optimizer.state_bytes(p, g) for g in optimizer.param_groups for p in g["params"])
-        whole = sum(4 * math.prod(shape) for shape in shapes)
-        plain = [nn.Parameter(torch.empty(p.shape, device="meta")) for p in params]
-        unspread: Any = descend.create_optimizer_v2(plain, opt=name, lr=1e-3, weight_decay=1e-3, **options)
-        moved = bytes_of(unspread) / ranks
-    fsdp = 3 * (ranks - 1) / ranks * whole
+        whole = [nn.Parameter(shard(shape, None, dtype)) for shape in shapes]
+        moved = bytes_of(created(name, whole, 1e-3, 1e-3, **options)) / ranks
+    fsdp = 3 * (ranks - 1) / ranks * sum(p.nbytes for p in whole)
     return Cost(name, counted.collectives, int(counted.sent), state, int(moved), int(fsdp))
 
 
-def _shard(shape: tuple[int, ...], mesh: Any) -> Any:
-    rows = -(-shape[0] // mesh.size()) if shape else 1
-    piece = torch.full((min(rows, shape[0]), *shape[1:]), 0.02)
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(piece, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride)
-
-
-@contextmanager
-def faked(ranks: int) -> Iterator[None]:
-    """Processes that answer every collective at once, with nothing in it."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    if dist.is_initialized():
-        raise RuntimeError("there are processes already: plan in one that has no process group")
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def table(costs: Sequence[Cost], machines: Machines) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of what to show."""
-    head = ["optimizer", "collectives", "MiB sent", "of FSDP2's", "state MiB", "communication ms", "own memory ms"]
+def table(model: Model, costs: Sequence[Cost], machines: Machines, ways: str) -> Table:
+    """A row for each optimizer."""
+    size = f"{model.elements / 1e9:.2f} billion" if model.elements >= 1e9 else f"{model.elements / 1e6:.1f} million"
+    title = f"{model.title}, {size} parameters, {ways}, on {plural(machines.ranks, 'process', 'processes')}"
+    if machines.ranks > 1:
+        title += f" at {machines.bandwidth:g} GB/s"
+    head = ["optimizer", "state MiB", "memory ms", "collectives", "MiB sent", "% of FSDP2", "network ms"]
     rows = [
         [
             one.optimizer,
+            f"{one.state / MIB:.1f}",
+            f"{one.memory_ms(machines):.2f}",
             str(one.collectives),
             f"{one.sent / MIB:.2f}",
-            f"{one.sent / one.fsdp:.1%}" if one.fsdp else "–",
-            f"{one.state / MIB:.1f}",
+            f"{100 * one.sent / one.fsdp:.1f}" if one.fsdp else NOTHING,
             f"{one.communication_ms(machines):.2f}",
-            f"{one.memory_ms(machines):.2f}",
         ]
         for one in costs
     ]
-    return head, rows
+    return Table(title, head, rows) if machines.ranks > 1 else Table(title, head[:3], [row[:3] for row in rows])
 
 
-def markdown(model: str, costs: Sequence[Cost], machines: Machines) -> str:
+def markdown(made: Table) -> str:
     """A page of the documentation."""
-    head, rows = table(costs, machines)
-    options = f"--model {model} --ranks {machines.ranks} --bandwidth {machines.bandwidth:g}"
-    options += f" --memory-bandwidth {machines.memory_bandwidth:g} --latency {machines.latency:g}"
-    told = [
-        "# Planning for many machines",
-        f"Generated by `descend plan {options} --out docs/plan.md`. Nothing here was timed: collectives and bytes are "
-        "counted while the optimizer's second step runs on faked processes, and tests hold the counts to those of real "
-        "ones. `descend plan` does it for your model, ranks and bandwidths.",
-        f"A step of the first process of {machines.ranks}, every parameter cut along its first dimension, float32:",
-        grid(head, rows),
-        METHOD,
-    ]
-    return "\n\n".join(told) + "\n"
+    parts = ["# Planning for many machines", made.markdown(), "## How it is computed", METHOD]
+    return "\n\n".join(parts) + "\n"
 
 
 METHOD = """\
+- Nothing is timed: an optimizer takes two steps on tensors without data, each parameter cut along its first dimension, and
+  the collectives and bytes of the second one are counted on the first process. Tests hold the counts to those of real
+  processes.
+- **state** is one process's part. Weights and gradients come on top.
+- **memory** is the time to move what the rule must move in a process's memory: the bytes of one process over W, over its
+  memory's bandwidth. Products of matrices come on top, and are divided among the owners.
 - **collectives** and **MiB sent** are the optimizer's own. FSDP2 itself sends 3·(W−1)/W times the parameters in a step
-  (gathers them twice, sums gradients once); the column beside says what the optimizer adds to that. A sum of n bytes over
-  a ring of W processes sends 2·(W−1)/W·n from each; what goes to an owner is sent once, but for one's own.
-- **communication** is latency·collectives + bytes/bandwidth, with nothing overlapped. Elementwise rules have none; rules of
+  (gathers them twice, sums gradients once); the next column says what the optimizer adds to that. A sum of n bytes over
+  a ring of W processes sends 2·(W−1)/W·n from each; what goes to an owner is sent once, but for the owner's own part.
+- **network** is latency·collectives + bytes/bandwidth, with nothing overlapped. Elementwise rules have none; rules of
   tensors and rows send a few numbers for each tensor, row or column, whatever W is; rules of matrices send gradient,
-  parameter and state to an owner, and parameter and state back: (4 + 4 + s)·n/W + (4 + s)·n/W bytes for n elements with s
-  bytes of state each.
-- **own memory** is what the rule must move in a process's memory, over its bandwidth: the bytes of one process over W.
-  Products of matrices come on top, and are divided among the owners.
-- **state** is one process's part; parameters and gradients are 8·n/W bytes more."""
+  parameter and state to an owner, and parameter and state back: (4 + 4 + s)·n/W + (4 + s)·n/W bytes for n elements in
+  float32 with s bytes of state each."""

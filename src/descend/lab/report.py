@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from html import escape
 
 from descend.lab.curves import draw
-from descend.lab.race import Race
-from descend.lab.search import more
+from descend.lab.racing import Race
+from descend.lab.search import GRID
 from descend.lab.style import STYLE
 from descend.lab.summary import Row, rows, show_lr, show_metric, show_ms, show_ratio
-from descend.lab.tasks import Task
+from descend.lab.task import Task
 
 
 def html(race: Race, task: Task) -> str:
@@ -35,7 +35,7 @@ def html(race: Race, task: Task) -> str:
 <main>
 <header>
 <p class="kind">descend race · {escape(task.name)}</p>
-<h1>{escape(task.title[0].upper() + task.title[1:])}</h1>
+<h1>{escape(heading(task))}</h1>
 <p class="lead">{lead(race, task, ranked)}</p>
 </header>
 {result(race, task, ranked, colours)}
@@ -52,19 +52,24 @@ def lead(race: Race, task: Task, ranked: Sequence[Row]) -> str:
     if not ranked:
         return "No optimizer has finished yet."
     first = ranked[0]
-    best = [row.name for row in ranked if row.median == first.median]
-    metric = f"{show_metric(first.median, task)} accuracy"
-    if not task.higher_is_better:
-        metric = f"a loss of {show_metric(first.median, task)}"
-    text = (
-        f"<b>{escape(' and '.join(best))}</b> came out best: {metric} "
-        f"after {race.settings.steps} steps, the median of {count(first.runs, 'seed')}."
-    )
+    best = [row.name for row in ranked if row.ties]
+    metric = f"{show_metric(first.median, task)} {task.metric_name}"
+    after = f"{metric} after {race.settings.steps} steps, the median of {count(first.runs, 'seed')}."
+    text = f"<b>{escape(first.name)}</b> came out best: {escape(after)}"
+    if len(best) > 1:
+        text = (
+            f"<b>A tie</b> of {escape(listed(best))}, whom {count(first.runs, 'seed')} cannot tell apart; "
+            f"highest in the table is {escape(first.name)} with {escape(after)}"
+        )
+        if not task.higher_is_better:
+            text = text.replace("highest", "first")
+    if race.settings.target is None:
+        return text
     goal = show_metric(race.settings.target, task)
     steps, seconds = min(r.steps_to_target for r in ranked), min(r.seconds_to_target for r in ranked)
     if not math.isfinite(steps):
         return f"{text} None reached {goal}."
-    early = " and ".join(r.name for r in ranked if r.steps_to_target == steps)
+    early = listed([r.name for r in ranked if r.steps_to_target == steps])
     quick = next(r.name for r in ranked if r.seconds_to_target == seconds)
     if early == quick:
         return (
@@ -83,7 +88,14 @@ def result(race: Race, task: Task, ranked: Sequence[Row], colours: dict[str, int
     def line(row: Row) -> str:
         reach = (f"{row.steps_to_target:.0f}", f"{row.seconds_to_target:.2f} s")
         if not math.isfinite(row.steps_to_target):
-            reach = ("–", f"{row.reached} of {row.runs} seeds" if row.reached else "never")
+            reach = (
+                "–",
+                ""
+                if race.settings.target is None
+                else f"{row.reached} of {row.runs} seeds"
+                if row.reached
+                else "never",
+            )
         return (
             f'<tr><th scope="row">{dot(colours[row.name])}'
             f"{pair(escape(row.name).replace('_', '_<wbr>'), 'lr ' + show_lr(row.lr))}</th>"
@@ -93,6 +105,7 @@ def result(race: Race, task: Task, ranked: Sequence[Row], colours: dict[str, int
             f"<td>{pair(f'{show_ratio(row.state_bytes / race.parameters)}', size(row.state_bytes))}</td></tr>"
         )
 
+    goal = "target" if race.settings.target is None else show_metric(race.settings.target, task)
     base = ""
     if race.untrained:
         base = (
@@ -106,8 +119,8 @@ def result(race: Race, task: Task, ranked: Sequence[Row], colours: dict[str, int
     )
     return f"""<section aria-label="Result">
 <table>
-<thead><tr><th scope="col">optimizer</th><th scope="col">{task.metric}</th>
-<th scope="col">steps to {show_metric(race.settings.target, task)}</th><th scope="col">a step</th>
+<thead><tr><th scope="col">optimizer</th><th scope="col">{escape(task.metric_name)}</th>
+<th scope="col">steps to {goal}</th><th scope="col">a step</th>
 <th scope="col">B / param</th></tr></thead>
 <tbody>
 {chr(10).join(map(line, ranked))}
@@ -138,9 +151,10 @@ def method(race: Race, task: Task, ranked: Sequence[Row]) -> str:
     s = race.settings
     every = max(1, s.steps // 25)
     names = ",".join(race.entries)
+    target = "" if s.target is None else f"--target {s.target:g} "
     command = (
-        f"descend race --task {s.task} --optimizers {names} --trials {s.trials} --seeds {s.seeds} "
-        f"--steps {s.steps} --search-steps {s.search_steps} --batch-size {s.batch} --target {s.target:g} "
+        f"descend race {s.task} --optimizers {names} --trials {s.trials} --seeds {s.seeds} "
+        f"--steps {s.steps} --search-steps {s.search_steps} --batch-size {s.batch} {target}"
         f"--weight-decay {s.weight_decay:g} --seed {s.seed} --device {s.device} --threads {s.threads}"
     )
     searches = "".join(map(search_row, ranked))
@@ -149,17 +163,20 @@ def method(race: Race, task: Task, ranked: Sequence[Row]) -> str:
 <h2>How it was done</h2>
 <ul>
 <li><b>Data.</b> {escape(race.data_note)} Hash {race.data_hash}.</li>
-<li><b>Model.</b> {escape(task.title[0].upper() + task.title[1:])}, {race.parameters:,} parameters.</li>
+<li><b>Model.</b> {escape(heading(task))}, {race.parameters:,} parameters.</li>
 <li><b>The same for all.</b> Each seed decides the initial weights and every batch, whatever the optimizer.
-Batches of {s.batch}; warm-up over the first {100 * s.warmup:.0f}% of the steps, then a cosine to zero;
-weight decay {s.weight_decay:g}; all other options as the catalogue has them.</li>
-<li><b>Learning rate.</b> {count(s.trials, "trial")} of {s.search_steps} steps for each optimizer on seed {s.seed},
-scored by the validation loss at the end: the first ones evenly spaced over the range, the others where Optuna's
-Gaussian process puts them. If the best one was at the edge of what was tried, the range grew by a decade on that
-side, with {more(s.trials)} trials more.</li>
+Batches of {s.batch}; warm-up over the first {100 * s.warmup:.0f}% of the steps; all that is not searched as the
+catalogue has it.</li>
+<li><b>Search.</b> {s.trials * s.search_steps:,} steps for each optimizer on seed {s.seed}, in trials of {s.search_steps},
+scored by the validation loss at the end, after the learning rate has decayed. The first {min(GRID, s.trials)} vary the
+learning rate alone; the others go half a decade beyond the best one while it is at the edge, then where Optuna's
+Gaussian process puts the learning rate, the weight decay, the first beta or momentum, and the share of the steps in
+which the learning rate decays. A trial in the worst quarter is given up in its second half, and its steps go to
+another one. Optimizers take turns, run by run.</li>
 <li><b>Final runs.</b> {count(s.seeds, "seed")} that the search had not seen, {s.steps} steps each, judged every
-{count(every, "step") if every > 1 else "step"}. The median ranks, then the steps to the target. The validation
-examples also chose the learning rate, the same way for all.</li>
+{count(every, "step") if every > 1 else "step"}. The median ranks, then the steps to the target. A tie is what a paired
+t-test over the seeds cannot tell from the first at 5%, after Holm's correction for all pairs. The validation
+examples also chose the settings, the same way for all.</li>
 <li><b>Time.</b> Medians on this machine. A step is forward, backward and optimizer; seconds leave validation out.</li>
 </ul>
 <table class="plain">
@@ -175,13 +192,27 @@ examples also chose the learning rate, the same way for all.</li>
 
 def search_row(row: Row) -> str:
     """How one search went."""
-    grown = [f"{count(row.extensions, 'decade')} added"] if row.extensions else []
-    lost = [f"{row.diverged} diverged"] if row.diverged else []
+    lost = [f"{number} {what}" for number, what in ((row.diverged, "diverged"), (row.pruned, "given up")) if number]
     edge = ["best still at the edge"] if row.at_edge else []
+    beta = "" if row.beta is None else f", beta {row.beta:.3g}"
+    taken = f"decay over {100 * row.decay:.0f}%, weight decay {show_lr(row.weight_decay)}{beta}"
     return (
         f'<tr><th scope="row">{escape(row.name)}</th><td>{show_lr(row.low)} to {show_lr(row.high)}'
-        f"<small>{', '.join(grown + lost + edge)}</small></td><td>{row.trials}</td><td>{show_lr(row.lr)}</td></tr>"
+        f"<small>{', '.join(lost + edge)}</small></td><td>{row.trials}</td>"
+        f"<td>{show_lr(row.lr)}<small>{taken}</small></td></tr>"
     )
+
+
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def heading(task: Task) -> str:
+    """The task's title with a capital."""
+    title = task.title or task.name
+    return title[0].upper() + title[1:]
 
 
 def dot(i: int) -> str:

@@ -1,36 +1,55 @@
-"""Which learning rate to try next: a pure function of what has been tried, so a search resumes exactly."""
+"""What to try next: a function of what has been tried alone, so a search resumes exactly."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-GRID = 6  # the first trials, evenly spaced and with both edges, so that everyone sees the whole range
-EXTENSIONS = 3  # of a decade each
-
-Tried = Sequence[tuple[float, float]]
+GRID = 5  # the first trials vary the learning rate alone, evenly spaced and with both edges
+EXTENSIONS = 3  # decades that a range may grow on the side of the best
+DECAY = (0.2, 1.0)  # the share of the steps after warm-up in which the learning rate goes down
+BETA = (0.5, 0.99)
+WEIGHT_DECAY = (1e-5, 1e-1)
+# A trial is given up in its second half, and only where three quarters of those before were better at that step:
+# orders change while the learning rate decays.
+WORSE_THAN, PRUNE_AFTER = 75.0, 4
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Where a search stands: the range and the number of trials so far known to be needed."""
+class Choice:
+    """What the search decides; `beta` is the momentum, or the first of several betas."""
+
+    lr: float
+    weight_decay: float
+    beta: float | None
+    decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where to search: a range of learning rates, and the usual values of the rest. None: it is not searched."""
 
     low: float
     high: float
-    trials: int
-    extensions: int
-    begin: int
-    first: tuple[float, ...]
+    weight_decay: float | None
+    beta: float | None
 
-    def next_lr(self, tried: Tried, seed: int = 0) -> float | None:
-        """The learning rate to try after `tried`; None when the search is over."""
-        if len(tried) >= self.trials:
-            return None
-        number = len(tried) - self.begin
-        if number < len(self.first):
-            return self.first[number]
-        return propose(tried, self.low, self.high, seed + len(tried))
+    def usual(self, lr: float, weight_decay: float) -> Choice:
+        """The usual values at a learning rate."""
+        return Choice(lr, weight_decay if self.weight_decay is not None else 0.0, self.beta)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial that is over; its losses by step. Infinity stands for one that diverged or was given up."""
+
+    choice: Choice
+    score: float
+    losses: Mapping[int, float]
+
+
+Prune = Callable[[int, float], bool]
 
 
 def around(suggested: tuple[float, float] | None) -> tuple[float, float]:
@@ -42,44 +61,18 @@ def around(suggested: tuple[float, float] | None) -> tuple[float, float]:
     return low / wider, high * wider
 
 
-def plan(tried: Tried, low: float, high: float, budget: int) -> Plan:
-    """Where a search between `low` and `high` stands, given the `(lr, loss)` pairs tried so far in order.
-
-    It is over after `budget` trials, unless the best learning rate is the lowest or the highest that was tried:
-    then the range grows by a decade on that side with `more(budget)` trials, at most `EXTENSIONS` times.
-    """
-    state = Plan(low, high, budget, 0, 0, spaced(low, high, min(GRID, budget)))
-    while len(tried) >= state.trials and state.extensions < EXTENSIONS:
-        side = open_side(tried[: state.trials])
-        if side is None:
-            break
-        if side == "low":
-            low /= 10
-            first = (low * math.sqrt(10), low)
-        else:
-            high *= 10
-            first = (high / math.sqrt(10), high)
-        state = Plan(low, high, state.trials + more(budget), state.extensions + 1, state.trials, first)
-    return state
-
-
-def more(budget: int) -> int:
-    """How many trials an extension of the range brings."""
-    return max(3, budget // 4)
-
-
 def spaced(low: float, high: float, count: int) -> tuple[float, ...]:
     """`count` values from `low` to `high`, evenly spaced in the logarithm."""
-    if count == 1:
+    if count == 1 or low == high:
         return (math.sqrt(low * high),)
     inner = (low * (high / low) ** (i / (count - 1)) for i in range(1, count - 1))
     return (low, *inner, high)
 
 
-def open_side(tried: Tried) -> str | None:
+def open_side(tried: Sequence[tuple[float, float]]) -> str | None:
     """The side of the best learning rate on which nothing was tried: `low`, `high`, or None.
 
-    Fewer than three trials have no inside, so they say nothing about the sides unless all of them diverged.
+    Fewer than three rates have no inside, so they say nothing about the sides unless all of them diverged.
     """
     best, loss = min(tried, key=lambda pair: pair[1])
     rates = {lr for lr, _ in tried}
@@ -90,14 +83,94 @@ def open_side(tried: Tried) -> str | None:
     return "low" if best == min(rates) else "high" if best == max(rates) else None
 
 
-def propose(tried: Tried, low: float, high: float, seed: int) -> float:
-    """Optuna's next learning rate: a Gaussian process over log(loss), in which a diverged run counts as the worst."""
+def bounds(space: Space, tried: Sequence[Tried]) -> tuple[float, float]:
+    """The range of learning rates, grown by what was tried outside it."""
+    rates = [one.choice.lr for one in tried]
+    return min([space.low, *rates]), max([space.high, *rates])
+
+
+def suggest(space: Space, tried: Sequence[Tried], trials: int, steps: int, seed: int) -> tuple[Choice, Prune]:
+    """The next trial, and what decides at a step and its loss whether to give it up."""
+    choice = _next(space, tried, trials, seed)
+    pruner = _study(space, tried, steps, seed)
+    trial = pruner.ask()
+
+    def prune(step: int, loss: float) -> bool:
+        trial.report(loss, step)
+        return bool(trial.should_prune())
+
+    return choice, prune
+
+
+def _next(space: Space, tried: Sequence[Tried], trials: int, seed: int) -> Choice:
+    grid = spaced(space.low, space.high, min(GRID, trials))
+    decay = space.weight_decay or 0.0
+    if len(tried) < len(grid):
+        return space.usual(grid[len(tried)], decay)
+    low, high = bounds(space, tried)
+    best = min(tried, key=lambda one: one.score).choice
+    side = open_side([(one.choice.lr, one.score) for one in tried])
+    if side == "low" and space.low < space.high and low > space.low * 10**-EXTENSIONS * 1.01:
+        return replace(best, lr=low / math.sqrt(10))
+    if side == "high" and space.low < space.high and high < space.high * 10**EXTENSIONS * 0.99:
+        return replace(best, lr=high * math.sqrt(10))
+    return _proposed(space, tried, seed + len(tried))
+
+
+def _distributions(space: Space, tried: Sequence[Tried]) -> dict[str, object]:
+    from optuna.distributions import FloatDistribution
+
+    low, high = bounds(space, tried)
+    found: dict[str, object] = {"lr": FloatDistribution(low, high, log=True), "decay": FloatDistribution(*DECAY)}
+    if space.weight_decay is not None:
+        usual = space.weight_decay
+        edges = (min(WEIGHT_DECAY[0], usual) if usual else WEIGHT_DECAY[0], max(WEIGHT_DECAY[1], usual))
+        found["weight_decay"] = FloatDistribution(*edges, log=True)
+    if space.beta is not None:
+        # Averages over 2 to 100 steps, evenly spaced in the logarithm of how long they are.
+        edges = (1 - max(BETA[1], space.beta), 1 - min(BETA[0], space.beta))
+        found["rest"] = FloatDistribution(*edges, log=True)
+    return found
+
+
+def _params(choice: Choice, space: Space) -> dict[str, float]:
+    found = {"lr": choice.lr, "decay": choice.decay}
+    if space.weight_decay is not None:
+        found["weight_decay"] = choice.weight_decay or WEIGHT_DECAY[0]
+    if space.beta is not None and choice.beta is not None:
+        found["rest"] = 1 - choice.beta
+    return found
+
+
+def _study(space: Space, tried: Sequence[Tried], steps: int, seed: int):  # type: ignore[no-untyped-def]
+    """Optuna's view of what was tried; a trial that diverged or was given up counts as the worst."""
     import optuna
 
-    rates = optuna.distributions.FloatDistribution(low, high, log=True)
-    study = optuna.create_study(sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=0))
-    worst = max((loss for _, loss in tried if math.isfinite(loss)), default=1.0)
-    for lr, loss in tried:
-        value = math.log(max(min(loss, worst), 1e-12))
-        study.add_trial(optuna.trial.create_trial(params={"lr": lr}, distributions={"lr": rates}, value=value))
-    return float(study.ask({"lr": rates}).params["lr"])
+    study = optuna.create_study(
+        sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=0),
+        pruner=optuna.pruners.PercentilePruner(WORSE_THAN, PRUNE_AFTER, n_warmup_steps=steps // 2),
+    )
+    distributions = _distributions(space, tried)
+    worst = max((one.score for one in tried if math.isfinite(one.score)), default=1.0)
+    for one in tried:
+        value = math.log(max(min(one.score, worst), 1e-12))
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=_params(one.choice, space),
+                distributions=distributions,  # type: ignore[arg-type]
+                value=value,
+                intermediate_values=dict(one.losses),
+            )
+        )
+    return study
+
+
+def _proposed(space: Space, tried: Sequence[Tried], seed: int) -> Choice:
+    """Where a Gaussian process over the logarithm of the loss expects the most."""
+    params = _study(space, tried, 0, seed).ask(_distributions(space, tried)).params
+    return Choice(
+        params["lr"],
+        params.get("weight_decay", 0.0),
+        1 - params["rest"] if "rest" in params else None,
+        params["decay"],
+    )

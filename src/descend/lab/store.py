@@ -11,9 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from descend.lab.race import Contender, Entry, Point, Race, Run, Settings
+from descend.lab.contender import Contender
+from descend.lab.racing import Entry, Point, Race, Run, Settings
+from descend.lab.search import Choice
 
-FORMAT = 1
+FORMAT = 2
 FILE = "race.json"
 
 
@@ -45,11 +47,11 @@ def entry(raw: dict[str, Any]) -> Entry:
     """One contender's part of the file."""
 
     def run(raw: dict[str, Any]) -> Run:
-        return Run(**{**raw, "curve": [Point(**point) for point in raw["curve"]]})
+        curve = [Point(**point) for point in raw["curve"]]
+        return Run(**{**raw, "choice": Choice(**raw["choice"]), "curve": curve})
 
-    return Entry(
-        Contender(**raw["contender"]), [run(r) for r in raw["trials"]], [run(r) for r in raw["runs"]], raw["error"]
-    )
+    who = Contender(**{**raw["contender"], "betas": tuple(raw["contender"]["betas"])})
+    return Entry(who, [run(r) for r in raw["trials"]], [run(r) for r in raw["runs"]], raw["error"])
 
 
 def environment() -> dict[str, str]:

@@ -56,12 +56,13 @@ figure {
 }
 figcaption { padding: 0 .3rem .3rem; font-size: .8rem; line-height: 1.35; color: var(--soft) }
 figcaption b { display: block; font-size: .95rem; color: var(--ink) }
-svg { display: block; width: 100%; height: auto; color: var(--soft) }
+svg { display: block; width: 100%; max-width: 36rem; height: auto; margin: 0 auto; color: var(--soft) }
 ul { max-width: 46rem; padding-left: 1.1rem }
 li { margin-bottom: .5rem }
 .plain { max-width: 46rem; font-size: .85rem }
 .plain tbody small { display: block; min-width: 0; text-align: right }
-.plain th, .plain td { white-space: nowrap; padding: .3rem .5rem }
+.plain th, .plain td { padding: .3rem .5rem }
+.plain small { white-space: normal !important }
 .plain tr th:first-child { padding-left: 0 }
 details { max-width: 46rem; margin-top: .8rem }
 summary { cursor: pointer }

@@ -2,93 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import sysconfig
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Data:
-    """Examples to train on and examples to be judged by."""
-
-    inputs: Tensor
-    targets: Tensor
-    val_inputs: Tensor
-    val_targets: Tensor
-    note: str
-
-    def order(self, seed: int, steps: int, batch: int) -> Tensor:
-        """The examples of each step, `[steps, batch]`: whole passes in an order that only `seed` decides."""
-        generator = torch.Generator().manual_seed(seed)
-        count = len(self.inputs)
-        passes = -(-steps * batch // count)
-        order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
-        return order[: steps * batch].view(steps, batch)
-
-    def to(self, device: str) -> Data:
-        """The same data on another device."""
-        return Data(
-            self.inputs.to(device),
-            self.targets.to(device),
-            self.val_inputs.to(device),
-            self.val_targets.to(device),
-            self.note,
-        )
-
-    def fingerprint(self) -> str:
-        """A hash of every example, so that two reports can be known to speak of the same data."""
-        digest = hashlib.sha256()
-        for tensor in (self.inputs, self.targets, self.val_inputs, self.val_targets):
-            digest.update(tensor.contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One thing to learn: its data, its model, how it is judged, and how long it takes by default."""
-
-    name: str
-    title: str
-    metric: str
-    target: float
-    steps: int
-    batch: int
-    threads: int
-    load: Callable[[], Data]
-    model: Callable[[], nn.Module]
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether the metric is one to raise."""
-        return self.metric == "accuracy"
-
-    def reached(self, metric: float, target: float) -> bool:
-        """Whether `metric` is as good as `target`."""
-        return metric >= target if self.higher_is_better else metric <= target
-
-    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over every prediction of the batch, in float32 whatever the model's dtype."""
-        return F.cross_entropy(model(inputs).float().flatten(0, -2), targets.flatten().long())
-
-    @torch.no_grad()
-    def judge(self, model: nn.Module, data: Data) -> tuple[float, float]:
-        """Loss and metric on the validation examples."""
-        model.eval()
-        loss, right, count = 0.0, 0.0, 0
-        for inputs, targets in zip(*(torch.split(x, 256) for x in (data.val_inputs, data.val_targets)), strict=True):
-            logits, wanted = model(inputs).float().flatten(0, -2), targets.flatten().long()
-            loss += F.cross_entropy(logits, wanted, reduction="sum").item()
-            right += (logits.argmax(-1) == wanted).sum().item()
-            count += len(wanted)
-        model.train()
-        return loss / count, (right if self.metric == "accuracy" else loss) / count
+from descend.lab import small_tasks
+from descend.lab.task import Data, Task, accuracy, read
 
 
 def digits() -> Data:
@@ -214,11 +137,51 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
+class GRU(nn.Module):
+    """A recurrent byte-level language model."""
+
+    def __init__(self, dim: int = 32, width: int = 64) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(256, dim)
+        self.cell = nn.GRU(dim, width, batch_first=True)
+        self.head = nn.Linear(width, 256)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Logits of the byte after each byte."""
+        return self.head(self.cell(self.embed(text.long()))[0])
+
+
+def short_source() -> Data:
+    """Shorter stretches of the standard library: a recurrence goes through them byte by byte."""
+    return stdlib_source(context=32)
+
+
 def tasks() -> dict[str, Task]:
     """Every task by its name."""
+    conv, vit = "a small ConvNet on handwritten digits", "a small ViT on handwritten digits"
+    gpt, gru = "a byte-level GPT on Python's standard library", "a GRU on Python's standard library"
+    right: dict[str, Any] = {"metric": accuracy, "metric_name": "accuracy", "higher_is_better": True}
     every = (
-        Task("digits-conv", "a small ConvNet on handwritten digits", "accuracy", 0.975, 100, 128, 1, digits, ConvNet),
-        Task("digits-vit", "a small ViT on handwritten digits", "accuracy", 0.93, 250, 128, 1, digits, ViT),
-        Task("gpt", "a byte-level GPT on Python's standard library", "loss", 2.4, 300, 32, 2, stdlib_source, GPT),
+        Task("digits-conv", ConvNet, digits, conv, target=0.975, steps=100, batch=128, **right),
+        Task("digits-vit", ViT, digits, vit, target=0.93, steps=250, batch=128, **right),
+        Task("gpt", GPT, stdlib_source, gpt, target=2.4, steps=300, batch=32, threads=2),
+        Task("gru", GRU, short_source, gru, target=2.6, steps=150, batch=16),
+        *small_tasks.tasks(digits),
     )
     return {task.name: task for task in every}
+
+
+def find(name: str) -> Task:
+    """A task of the lab by its name, or the user's own: `mytask.py` or `pkg.module:task`.
+
+    Raises:
+        ValueError: if there is none, or it lacks a part.
+    """
+    if name.endswith(".py") or ":" in name:
+        return read(name)
+    every = tasks()
+    if name not in every:
+        raise ValueError(
+            f"there is no task {name!r}; there are {', '.join(every)}, and your own as mytask.py or pkg.module:task"
+        )
+    return every[name]

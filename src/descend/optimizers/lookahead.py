@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from descend.engine.exact import read, write
+from descend.engine.master_weights import read, write
 from descend.engine.optimizer import Optimizer, rehearses
 from descend.engine.options import plain
 from descend.engine.sharding.layout import fresh, full, layout_of, local

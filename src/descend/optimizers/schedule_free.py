@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.exact import parts, read, write
 from descend.engine.known import Known, State
+from descend.engine.master_weights import parts, read, write
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.slots import Slot, position, positive

@@ -17,7 +17,7 @@ from descend.engine.slots import Slot, positive, signed
 from descend.linear import along, gram, inverse_root
 from descend.optimizers.adam import bias_correction, moments
 from descend.optimizers.routed import check_whole, expect_matrices
-from descend.terms import assign, blend, finite_else, root
+from descend.terms import assign, blend, ema, finite_else, root
 
 Block = tuple[tuple[int, int], ...]
 
@@ -140,17 +140,7 @@ class Shampoo(Optimizer):
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         g = finite_else(g, 0.0)
-        factors, roots = {}, {}
-        for name, (where, i) in block_factors(k.blocks):
-            factor = getattr(s, f"factor_{name}")
-            factors[name] = blend(factor, finite_else(gram(cut(g, where), i), factor), k.weight2)
-            if k.refresh:
-                # The decompositions come first: one that fails leaves the state as it was.
-                roots[name] = inverse_root(factors[name] * k.debias2**2, 2 * k.ndim, k.eps)
-        for name, factor in factors.items():
-            assign(getattr(s, f"factor_{name}"), factor)
-        for name, made in roots.items():
-            assign(getattr(s, f"root_{name}"), made)
+        move_factors(g, s, k)
         moments(g, s, k, (k.weight1, k.graft_weight))
         d = s.exp_avg / root(s.exp_avg_sq, k.graft_debias, k.grafting_eps)
         if k.begun:
@@ -163,6 +153,19 @@ class Shampoo(Optimizer):
                     u = u * (torch.linalg.vector_norm(adam) / (torch.linalg.vector_norm(u) + 1e-16))
                 assign(adam, u)
         return d
+
+
+def move_factors(g: Tensor, s: State, k: Known) -> None:
+    """Move the factors, and at a refresh their roots; a decomposition that fails leaves the state as it was."""
+    grams = {name: (getattr(s, f"factor_{name}"), cut(g, where), i) for name, (where, i) in block_factors(k.blocks)}
+    roots = {}
+    for name, (factor, block, i) in grams.items() if k.refresh else ():
+        moved = blend(factor, finite_else(gram(block, i), factor), k.weight2)
+        roots[name] = inverse_root(moved * k.debias2**2, 2 * k.ndim, k.eps)
+    for factor, block, i in grams.values():
+        ema(factor, finite_else(gram(block, i), factor), k.weight2)
+    for name, root_of_factor in roots.items():
+        assign(getattr(s, f"root_{name}"), root_of_factor)
 
 
 def blocks_of(h: Any, p: Tensor) -> tuple[Block, ...]:

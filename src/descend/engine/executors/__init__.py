@@ -73,33 +73,36 @@ def _advance(
         carriers += fused.carriers(rule, mine["fused in pieces"], _memory(plan.memory, rule))
     rounds = Rounds(carriers, [*pieces[0], *pieces[1]])
     latest: dict[type[Rule], tuple[Tensor, ...]] = {}
-    waiting = set(rules)
+    partials: dict[type[Rule], Totals] = {rule: [] for rule in rules}
+    going_on: Sequence[type[Rule]] = rules
     while True:
-        partials: dict[type[Rule], Totals] = {rule: [] for rule in rules}
-        for rule, mine in by_rule.items():
-            if rule not in waiting:
-                continue  # its parameters have moved
-            memory = _memory(plan.memory, rule)
-            partials[rule] += _pass(rule, mine, totals[rule], memory)
-            partials[rule] += offload.run(
-                mine["offloaded"],
-                memory if plan.is_of_all else {},
-                lambda batch, kept, rule=rule: _pass(rule, _by_way(batch), totals[rule], kept),  # type: ignore[misc]
-            )
-        for rule, sums in rounds.advance(latest):
-            partials[rule].append(sums)
-        latest = {
-            rule: tuple(_add_up(parts) for parts in zip(*found, strict=True))
-            for rule, found in partials.items()
-            if found
-        }
+        for rule in going_on:
+            partials[rule] = _whole(rule, by_rule[rule], totals[rule], plan)
+        rounds.advance(latest)
+        latest = {}
+        for rule in rules:
+            of_pieces = rounds.ready(rule)
+            if of_pieces is not None and (found := [*partials[rule], *of_pieces]):
+                latest[rule] = tuple(_add_up(parts) for parts in zip(*found, strict=True))
         if process_group is not None:
             latest = total_over(process_group, latest, rules)
-        if not latest:
+        if not latest and not rounds.waits():
             return totals
-        waiting = set(latest)
+        going_on = [rule for rule in rules if rule in latest]
         for rule, total in latest.items():
             totals[rule].append(total)
+            partials[rule] = []
+
+
+def _whole(rule: type[Rule], ways: Mapping[Way, list[Job]], totals: Totals, plan: Plan) -> Totals:
+    """A pass over the whole parameters of a rule; their part of the next sums over all tensors."""
+    memory = _memory(plan.memory, rule)
+    offloaded = offload.run(
+        ways["offloaded"],
+        memory if plan.is_of_all else {},
+        lambda batch, kept: _pass(rule, _by_way(batch), totals, kept),
+    )
+    return [*_pass(rule, ways, totals, memory), *offloaded]
 
 
 def _by_rule(

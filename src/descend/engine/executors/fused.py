@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from descend.engine.executors import loop
-from descend.engine.executors.kernels import Signature, blank, kernel, leaves, signature_of
+from descend.engine.executors.kernels import Signature, blank, kernel, leaves, signature_of, vectors
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.rounds import Ask, Carrier
 from descend.engine.job import Job, flatten, is_dense, is_plain, real, resolved
@@ -287,7 +287,7 @@ class Bundle:
                 if scope == "own":
                     if self.signature.in_pieces:
                         partial = yield Ask(scope, self.jobs[0], list(partial), dims if shaped else (None,))
-                    sums.append(tuple(partial))
+                    sums.append(vectors(partial))
                     continue
                 mine = partial if shaped else partial[0][: len(self.jobs)].sum(0).unbind(0)
                 total = tuple((yield Ask(scope, self.jobs[0], list(mine), dims)))

@@ -168,7 +168,6 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
     rule, maths, names, shaped = signature.rule, signature.maths, signature.scalars, signature.shaped
     fixed = dict(signature.flags)
     final = stage == len(signature.rounds)
-    scopes = tuple(scope for scope, _ in signature.rounds[:stage])
     slot_names = tuple(name for name, _, _ in signature.slots)
     # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
     single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
@@ -194,6 +193,9 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
         dice = Dice(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
         return k, across, dice
 
+    def of_one(total: Any, dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        return tuple(x[0] if d is None else x for x, d in zip(total, dims, strict=True))
+
     def step(params: Any, state: Any, grads: Any, table: Any, sums: Any) -> Any:
         found: list[Any] = []
         for i in range(count):
@@ -201,8 +203,8 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
             row = table[i].unbind(0)
             s = {n: column[i][0] if n in single else column[i] for n, column in zip(slot_names, state, strict=True)}
             answers = [
-                total[0].unbind(0) if scope == "overall" else total if shaped else total[0][i].unbind(0)
-                for scope, total in zip(scopes, sums, strict=True)
+                total[0].unbind(0) if scope == "overall" else of_one(total, dims) if shaped else total[0][i].unbind(0)
+                for (scope, dims), total in zip(signature.rounds[:stage], sums, strict=True)
             ]
             if in_halves:
                 each = [{n: t if n in shared else t[half] for n, t in s.items()} for half in range(2)]
@@ -263,6 +265,11 @@ def _compiled(signature: Signature, stage: int) -> Compiled:
     return code
 
 
+def vectors(sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Sums as kernels take them: single numbers as vectors of one."""
+    return tuple(x.reshape(1) if x.dim() == 0 else x for x in sums)
+
+
 def leaves(tree: Any) -> Iterator[Tensor]:
     """The tensors of nested lists and tuples, in order."""
     if isinstance(tree, Tensor):
@@ -291,7 +298,9 @@ def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
         partial = _text(signature, earlier)(params, state, grads, table, sums)
         if not signature.shaped and scope == "overall":
             partial = (partial[0].sum(0),)
-        sums.append((torch.stack(partial),) if signature.shaped and scope == "overall" else partial)
+        if signature.shaped:
+            partial = (torch.stack(partial),) if scope == "overall" else vectors(partial)
+        sums.append(partial)
     return params, state, grads, table, sums
 
 

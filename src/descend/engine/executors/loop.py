@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from descend.engine.executors.profile import Scope, profile
 from descend.engine.executors.rounds import Ask, Carrier
-from descend.engine.job import Job, flatten, is_dense, real, values_of
+from descend.engine.job import Job, flatten, is_dense, real, resolved, values_of
 from descend.engine.known import Across, Dims, Known, OverallKnown, Pause, State
 from descend.engine.rule import Rule
 from descend.engine.text import advance, advanced, cast_scalars, put
@@ -173,13 +174,19 @@ class Scratch(State):
 
 def partial_sums(rule: type[Rule], job: Job, k: Known) -> tuple[Any, ...]:
     """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
-    p, g = values_of(job)
-    k.measure(tuple(p.shape))
-    resting = {name: real(job.state[name]) for name in job.resting}
-    value = job.rests.parameter(p, resting, job.maths)
-    s = Scratch(job.slots, lambda name: job.rests.slot(name, p, resting, job.maths))
+    if job.is_plain:
+        value, g, load = job.param, resolved(job.grad), job.state.__getitem__
+    else:
+        p, g = values_of(job)
+        resting = {name: real(job.state[name]) for name in job.resting}
+        value, load = job.rests.parameter(p, resting, job.maths), partial(_slot, job, p, resting)
+    k.measure(tuple(value.shape))
     try:
-        advance(rule, value, g.to(job.maths), s, k)
+        advance(rule, value, g.to(job.maths), Scratch(job.slots, load), k)
     except Pause as pause:
         return tuple(pause.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
+
+
+def _slot(job: Job, p: Tensor, resting: Mapping[str, Tensor], name: str) -> Tensor:
+    return job.rests.slot(name, p, resting, job.maths)

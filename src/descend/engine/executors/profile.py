@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from descend.engine.job import Job
 from descend.engine.known import Across, Dims, Known, State
@@ -80,13 +82,66 @@ def _profile(
         {**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": float(2**ndim), "ndim": ndim, "shape": shape}, across
     )
     p, g = torch.ones(shape, device="cpu"), torch.ones(shape, device="cpu")
-    with torch.no_grad():
-        advance(rule, p, g, State({name: slot.new(p).to(p.dtype) for name, slot in slots}), k)
+    state = State({name: slot.new(p).to(p.dtype) for name, slot in slots})
+    try:
+        with torch.no_grad(), _ReductionsByHand(rule.__name__, across) if ndim == 1 else nullcontext():
+            advance(rule, p, g, state, k)
+    except IndexError as error:
+        raise RuntimeError(
+            f"{rule.__name__}: its lines use dimensions that a flat tensor does not have ({error}); "
+            f'a rule that sees rows and columns says reach = "rows"'
+        ) from error
     return Profile(tuple(across.rounds), tuple(across.small), shaped=ndim > 1)
+
+
+class _ReductionsByHand(TorchFunctionMode):
+    """Raises where a text sums by itself: it has one chunk, or one shard, of the tensor in hand."""
+
+    def __init__(self, rule: str, across: _Counting) -> None:
+        super().__init__()
+        self.rule, self.across = rule, across
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        x = args[0] if args else None
+        if name in _REDUCTIONS and isinstance(x, Tensor) and x.numel() > 1 and not self.across.is_asked:
+            raise RuntimeError(
+                f"{self.rule}: its lines reduce a tensor with {name}(), and have only a part of it in hand; "
+                f"write {_REDUCTIONS[name]}, which sums over the whole parameter"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_SUMS = "k.sums(...), for example of a comparison"
+#: Reductions, and what to write instead.
+_REDUCTIONS = {
+    **dict.fromkeys(("norm", "vector_norm", "matrix_norm", "linalg_norm", "linalg_vector_norm"), "k.norm(x)"),
+    **dict.fromkeys(("sum", "dot", "vdot", "inner", "nansum"), "k.sums(x)"),
+    **dict.fromkeys(("mean", "nanmean"), "k.mean(x)"),
+    **dict.fromkeys(("max", "min", "amax", "amin", "aminmax", "median", "all", "any", "argmax", "argmin"), _SUMS),
+    **dict.fromkeys(("std", "var", "std_mean", "var_mean", "prod", "logsumexp", "cumsum", "sort", "topk"), _SUMS),
+}
 
 
 class _Counting(Across):
     """Notes the rounds of a text that runs on a tensor of two elements along each dimension."""
+
+    #: Whether a sum is being taken that the text has asked for.
+    is_asked = False
+
+    def sum(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
+        self.is_asked = True
+        total = super().sum(x, dims)
+        self.is_asked = False
+        return total
+
+    def square(self, x: Any) -> Any:
+        self.is_asked = True
+        total = super().square(x)
+        self.is_asked = False
+        return total
 
     def __init__(self, ndim: int, in_pieces: bool) -> None:
         self.ndim = ndim

@@ -47,7 +47,7 @@ class Absent(Exception):
 
 
 class Rounds:
-    """Carriers in lockstep.
+    """Carriers in lockstep: whatever they wait for, of all rules, goes over the processes in one collective.
 
     Args:
         carriers: of the parameters in pieces, the same ones in the same order on every process.
@@ -58,32 +58,39 @@ class Rounds:
         self._jobs = jobs
         self._known = False
         self._waiting: list[tuple[Carrier, Ask]] = []
+        self._overall: list[tuple[Carrier, Ask, list[Tensor]]] = []
         for carrier in carriers:
             self._go_on(carrier, None)
 
-    def advance(self, latest: Mapping[type[Rule], tuple[Tensor, ...]]) -> list[tuple[type[Rule], tuple[Tensor, ...]]]:
-        """Carry on with the latest sums over all tensors of each rule, until the end or until the next are needed.
+    def waits(self) -> bool:
+        """Whether a carrier waits for sums over its own elements."""
+        return any(ask.scope == "own" for _, ask in self._waiting)
 
-        Returns:
-            For each that waits for the next its rule and its sums, complete over the processes.
+    def advance(self, latest: Mapping[type[Rule], tuple[Tensor, ...]]) -> None:
+        """Carry on with the latest sums over all tensors of each rule, and take one collective for what is asked then.
 
         Raises:
             Absent: before anything has moved.
         """
-        waiting, self._waiting = self._waiting, []
-        for carrier, ask in waiting:
-            total = latest.get(ask.job.rule) if ask.scope == "overall" else None
-            if total is not None:
-                self._go_on(carrier, [x.to(partial.device) for x, partial in zip(total, ask.partials, strict=True)])
+        summed, self._overall = self._overall, []
+        for carrier, ask, sums in summed:
+            total = latest.get(ask.job.rule)
+            if total is None:
+                self._overall.append((carrier, ask, sums))
             else:
-                self._waiting.append((carrier, ask))
-        while any(ask.scope == "own" for _, ask in self._waiting):
-            now = [(carrier, ask) for carrier, ask in self._waiting if ask.scope == "own"]
-            self._waiting = [(carrier, ask) for carrier, ask in self._waiting if ask.scope != "own"]
-            for (carrier, _), answer in zip(now, self._sum([ask for _, ask in now]), strict=True):
-                self._go_on(carrier, answer)
-        asks = [ask for _, ask in self._waiting]
-        return [(ask.job.rule, tuple(answer)) for ask, answer in zip(asks, self._sum(asks), strict=True)]
+                self._go_on(carrier, [x.to(partial.device) for x, partial in zip(total, ask.partials, strict=True)])
+        waiting, self._waiting = self._waiting, []
+        for (carrier, ask), sums in zip(waiting, self._sum([ask for _, ask in waiting]), strict=True):
+            if ask.scope == "own":
+                self._go_on(carrier, sums)
+            else:
+                self._overall.append((carrier, ask, sums))
+
+    def ready(self, rule: type[Rule]) -> list[tuple[Tensor, ...]] | None:
+        """The sums over all tensors that a rule's carriers have, complete over the processes; None: some have not yet."""
+        if any(ask.job.rule is rule for _, ask in self._waiting):
+            return None
+        return [tuple(sums) for _, ask, sums in self._overall if ask.job.rule is rule]
 
     def _go_on(self, carrier: Carrier, answer: list[Tensor] | None) -> None:
         try:

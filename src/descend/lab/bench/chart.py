@@ -17,7 +17,7 @@ from descend.lab.curves import GRID, INK, clean, colour
 
 
 def draw(heats: Sequence[Heat], order: Sequence[Way], prefix: str, caption: str) -> str:
-    """Times light on a logarithmic scale, or microseconds a tensor; the n-th way of `order` has the n-th colour."""
+    """Times the traffic alone on a logarithmic scale, or microseconds a tensor; the n-th way of `order` has the n-th colour."""
     first, _ = ways(heats)
     timed = [heat for heat in heats if any(_value(heat, line) is not None for line in heat.lines)]
 
@@ -50,7 +50,9 @@ def draw(heats: Sequence[Heat], order: Sequence[Way], prefix: str, caption: str)
                 )
         axes.set_yticks(range(len(rows)), [heat.rule for heat in rows])
         axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.set_xlabel("µs a tensor" if is_small(heats[0]) else "× light", color=INK)
+        axes.set_xlabel(
+            "µs a tensor" if is_small(heats[0]) else "× the time that memory traffic alone would take", color=INK
+        )
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -66,4 +68,4 @@ def draw(heats: Sequence[Heat], order: Sequence[Way], prefix: str, caption: str)
 def _value(heat: Heat, line: Line) -> float | None:
     if is_small(heat):
         return 1e3 * line.ms / heat.tensors if line.ms else None
-    return line.light
+    return line.over_traffic

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,12 @@ def importing(repeats: int) -> Importing:
     return Importing(statistics.median(ms for ms, _ in found), sorted({name for _, names in found for name in names}))
 
 
-def compiling(rule: str, model: str, dtype: str, device: str, cache: Path) -> Compile:
+def compiling(rule: str, model: str, dtype: str, device: str, cache: Path, sources: Sequence[str] = ()) -> Compile:
     """Compile what one rule needs for a model, in two processes one after the other; `cache` is empty before."""
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
     result = Compile(rule, model)
     try:
-        cold, warm = (_child("-m", __name__, rule, model, dtype, device, **environment) for _ in range(2))
+        cold, warm = (_child("-m", __name__, rule, model, dtype, device, *sources, **environment) for _ in range(2))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         result.error = scrubbed(error)
         return result
@@ -66,16 +67,20 @@ def _child(*arguments: str, **environment: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(rule: str, model: str, dtype: str, device: str) -> None:
+def main(rule: str, model: str, dtype: str, device: str, *sources: str) -> None:
     """The child: compile, and print how long it took."""
     import torch
 
     from descend import warm_up
-    from descend.lab.bench.run import ours
-    from descend.lab.bench.shapes import shapes_of
+    from descend.lab.bench.contenders import ours
+    from descend.lab.models import model_of
+    from descend.lab.own import register
 
+    for source in sources:
+        register(source)
     params = [
-        torch.nn.Parameter(torch.zeros(shape, dtype=getattr(torch, dtype), device=device)) for shape in shapes_of(model)
+        torch.nn.Parameter(torch.zeros(shape, dtype=getattr(torch, dtype), device=device))
+        for shape in model_of(model).shapes
     ]
     optimizer = ours(rule, params, "fused")
     start = time.perf_counter()

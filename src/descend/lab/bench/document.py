@@ -1,39 +1,31 @@
-"""A recording as a page of the documentation."""
+"""A recording as a document."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from descend.lab.bench.recording import Recording
-from descend.lab.bench.tables import METHOD, Table, tables
-from descend.lab.grid import grid
+from descend.lab.bench.tables import METHOD, answers, tables
+from descend.lab.table import Table, escape
+from descend.lab.table import markdown as grid
 
 
-def markdown(recording: Recording) -> str:
-    """The whole page."""
+def markdown(recording: Recording, first: Sequence[Table] = (), title: str = "What a step costs") -> str:
+    """The whole document; `first` stands before the tables of the recording."""
     parts = [
-        "# Performance",
-        "Generated from a recording by `descend bench --render FILE.json`; `make bench` makes one. Absolute times hold "
-        "for the machine below; ratios are what to look at.",
-        *(f"{_section(table)}" for table in tables(recording)),
+        f"# {title}",
+        "\n".join(f"- {escape(answer)}" for answer in answers(recording)),
+        *(table.markdown() for table in (*first, *tables(recording))),
         "## How it was measured",
         "\n".join(f"- {line}" for line in METHOD),
+        "Absolute times hold for the machine below; ratios are what to look at.",
         "## On what machine",
-        _facts(recording),
+        grid(["", ""], [[key, value] for key, value in facts(recording).items()], right=False),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(table: Table) -> str:
-    head, *rows = ([_cell(cell) for cell in row] for row in (table.head, *table.rows))
-    cells = grid(head, rows, right=table.title != "Numbers")
-    notes = "\n".join(f"- {_cell(note)}" for note in table.notes)
-    return "\n\n".join(part for part in (f"## {table.title}", cells, notes) if part)
-
-
-def _cell(words: str) -> str:
-    return words.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
-
-
-def _facts(recording: Recording) -> str:
-    facts = {**recording.machine, **recording.versions, **{k: str(v) for k, v in recording.settings.items()}}
-    facts["the run took"] = f"{recording.seconds / 60:.1f} minutes"
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {_cell(k)} | {_cell(v)} |" for k, v in facts.items())])
+def facts(recording: Recording) -> dict[str, str]:
+    """The machine, the versions and the settings."""
+    found = {**recording.machine, **recording.versions, **{k: str(v) for k, v in recording.settings.items()}}
+    return found | {"the run took": f"{recording.seconds / 60:.1f} minutes"}

@@ -175,19 +175,3 @@ def _silence() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """What an optimizer's state weighs, however it is nested."""
-    return sum(tensor.nbytes for tensor in _tensors(list(optimizer.state.values())))
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _tensors(inner)

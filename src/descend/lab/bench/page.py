@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from descend.lab.bench.asked import verdicts
 from descend.lab.bench.chart import draw
+from descend.lab.bench.document import facts
 from descend.lab.bench.recording import Recording
-from descend.lab.bench.tables import METHOD, Table, Way, by_model, model_title, tables, way_name
+from descend.lab.bench.tables import METHOD, Way, answers, by_model, model_title, tables, way_name
 from descend.lab.report import key
 from descend.lab.style import STYLE
+from descend.lab.table import Table
 
 BENCH_STYLE = """\
-.wide { overflow-x: auto }
-.wide td, .wide th { white-space: nowrap }
-.wide.words td, .wide.words th { white-space: normal; text-align: left }
 .wide tbody th { padding-left: 0; font-weight: 600 }
-.pass { color: var(--c2) }
-.miss { color: var(--c3) }
 tbody tr:first-child td:nth-child(2) b { color: inherit }
+@media (min-width: 60rem) { .wide td, .wide th { white-space: nowrap } }
+@media (max-width: 60rem) {
+  .wide thead { display: none }
+  .wide tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); padding: .4rem 0; border-top: 1px solid var(--line) }
+  .wide th[scope=row] { grid-column: 1 / -1 }
+  .wide th, .wide td { display: block; border: 0; padding: .1rem 0; text-align: left }
+  .wide td::before { content: attr(data-head); display: block; color: var(--soft); font-size: .72rem }
+}
 """
 
 
@@ -45,6 +49,7 @@ def html(recording: Recording) -> str:
 <p class="kind">descend bench · {escape(kind)}</p>
 <h1>What a step costs</h1>
 <p class="lead">{lead(recording)}</p>
+<ul>{"".join(f"<li>{escape(answer)}</li>" for answer in answers(recording))}</ul>
 </header>
 {charts(recording, order)}
 {"".join(map(section, tables(recording)))}
@@ -56,13 +61,13 @@ def html(recording: Recording) -> str:
 
 
 def lead(recording: Recording) -> str:
-    """What it was taken on, and how much of what was asked is reached."""
+    """What it was taken on."""
     machine = recording.machine
-    where = f"{machine.get('device', machine.get('processor', 'this machine'))}, {machine.get('threads', '?')} threads"
+    threads = machine.get("threads", "?")
+    where = (
+        f"{machine.get('device', machine.get('processor', 'this machine'))}, {threads} thread{'s' * (threads != '1')}"
+    )
     text = f"Measured on {escape(where)}, torch {escape(recording.versions.get('torch', '?'))}."
-    judged = [verdict for verdict in verdicts(recording) if verdict.passed is not None]
-    if judged:
-        text += f" <b>{sum(bool(v.passed) for v in judged)} of {len(judged)}</b> numbers are reached."
     return text + (" The run was stopped before its end." if recording.stopped else "")
 
 
@@ -84,19 +89,20 @@ def charts(recording: Recording, order: Sequence[Way]) -> str:
 
 
 def section(table: Table) -> str:
-    """A table with its notes."""
+    """A table with its notes; where there is no room, each row becomes a card."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td{' class=' + cell if cell in ('pass', 'miss') else ''}>{escape(cell)}</td>" for cell in row[1:])
+        + "".join(
+            f'<td data-head="{escape(h)}">{escape(cell)}</td>' for h, cell in zip(table.head[1:], row[1:], strict=True)
+        )
         + "</tr>\n"
         for row in table.rows
     )
-    words = " words" if table.title == "Numbers" else ""
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
     return f"""<section>
 <h2>{escape(table.title)}</h2>
-<div class="wide{words}"><table><thead><tr>{head}</tr></thead>
+<div class="wide"><table><thead><tr>{head}</tr></thead>
 <tbody>{body}</tbody></table></div>
 {notes}</section>
 """
@@ -105,8 +111,7 @@ def section(table: Table) -> str:
 def method(recording: Recording) -> str:
     """How it was done, on what."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in METHOD)
-    facts = {**recording.machine, **recording.versions, **recording.settings}
-    listed = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items())
+    listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(recording).items())
     return f"""<section aria-label="Method">
 <h2>How it was done</h2>
 <ul>{lines}</ul>

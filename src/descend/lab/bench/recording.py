@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+from descend.lab.outcome import write
+
+FORMAT = 2
 
 
 @dataclass
@@ -22,7 +24,8 @@ class Line:
         quartiles: the middle half of the steps, in milliseconds.
         steps: how many were timed.
         gbps: the rule's bytes over the median.
-        light: the median over the time that the rule's bytes take at the bandwidth of torch's fused AdamW.
+        over_traffic: the median over the time that memory traffic alone would take, at the bandwidth of torch's fused
+            AdamW.
         share: gbps over what the machine can do: the faster of torch's fused AdamW and a streaming copy.
         first_s: the first step, which makes the state and compiles.
         extra_bytes: the most that a step allocated at any one time.
@@ -37,7 +40,7 @@ class Line:
     quartiles: tuple[float, float] | None = None
     steps: int = 0
     gbps: float | None = None
-    light: float | None = None
+    over_traffic: float | None = None
     share: float | None = None
     first_s: float | None = None
     extra_bytes: int | None = None
@@ -138,13 +141,9 @@ class Recording:
 
 
 def save(recording: Recording, path: Path) -> None:
-    """Write it, with the numbers that were asked for and what was reached."""
-    from descend.lab.bench.asked import verdicts
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = [asdict(verdict) for verdict in verdicts(recording)]
-    text = json.dumps({"format": FORMAT, "numbers": numbers, **asdict(recording)}, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    """Write it."""
+    text = json.dumps({"format": FORMAT, **asdict(recording)}, indent=1, allow_nan=False)
+    write(path, text + "\n")
 
 
 def load(path: Path) -> Recording:
@@ -157,7 +156,6 @@ def load(path: Path) -> Recording:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
             raise KeyError("format")
-        del raw["numbers"]
         raw["importing"] = Importing(**raw["importing"]) if raw["importing"] else None
         raw["compiles"] = [Compile(**one) for one in raw["compiles"]]
         raw["heats"] = [Heat(**{**one, "lines": [_line(line) for line in one["lines"]]}) for one in raw["heats"]]

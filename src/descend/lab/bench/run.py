@@ -18,30 +18,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from descend import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
+from descend import get_optimizer_info
 from descend.engine.optimizer import Optimizer
 from descend.lab.bench import measure
-from descend.lab.bench.asked import SEEDS
 from descend.lab.bench.compiling import compiling, importing
+from descend.lab.bench.contenders import LR, WEIGHT_DECAY, ours
 from descend.lab.bench.machine import machine, scrubbed, versions
 from descend.lab.bench.peers import Make, Peer
 from descend.lab.bench.recording import Heat, Line, Recording
-from descend.lab.bench.shapes import Shapes, shapes_of
 from descend.lab.bench.traffic import bytes_of
-
-EXECUTORS = {
-    "loop": {"foreach": False, "fused": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-LR, WEIGHT_DECAY = 1e-4, 1e-2
+from descend.lab.models import Shapes, model_of
+from descend.lab.sizes import held_bytes, predicted_bytes
 
 Entered = tuple[Line, measure.Contender, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
-class Task:
+class Case:
     """One heat to come: a rule on a model in a dtype, in some of our executors and by some peers."""
 
     rule: str
@@ -52,91 +45,56 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a run consists of, beside its heats.
+class Bench:
+    """All that is to be measured.
 
     Args:
+        cases: the heats.
         rounds: timed steps of each contender at most; 0 measures memory alone.
         device: where the parameters are.
         compiled: rules whose compilation is measured, in processes of their own.
-        importing: how often the import is measured.
+        imports: how often the import is measured.
+        sources: files and modules of the user's own optimizers, which those processes import too.
     """
 
+    cases: tuple[Case, ...]
     rounds: int
     device: str = "cpu"
     compiled: tuple[str, ...] = ()
-    importing: int = 0
+    imports: int = 0
+    sources: tuple[str, ...] = ()
 
-
-def own_names() -> list[str]:
-    """The names whose classes are this package's, which are those that it knows the traffic of."""
-    return [name for name in list_optimizers() if _is_own(name)]
-
-
-def _is_own(name: str) -> bool:
-    kind = get_optimizer_info(name).opt_class
-    return kind.startswith("descend.") if isinstance(kind, str) else issubclass(kind, Optimizer)  # type: ignore[arg-type]
-
-
-def plain_names() -> list[str]:
-    """One name a class: the shortest, and of equal ones that which binds the fewest options."""
-    best: dict[Any, str] = {}
-    for name in own_names():
-        kind = get_optimizer_class(name, bind_defaults=False)
-        if kind not in best or _plainness(name) < _plainness(best[kind]):
-            best[kind] = name
-    return sorted(best.values())
-
-
-def _plainness(name: str) -> tuple[int, int, str]:
-    return len(name), len(get_optimizer_info(name).defaults or {}), name
-
-
-def everything(peers: Sequence[Peer], rules: Sequence[str]) -> list[Task]:
-    """All heats of the table of numbers. Peers that compile whole models meet one rule, for time's sake."""
-    tasks = []
-    for rule in rules:
-        near = tuple(peer for peer in peers if not peer.slow or rule == "adamw")
-        few = tuple(peer for peer in peers if peer.library in ("timm", "torch"))
-        default = ("loop",) if rule in SEEDS else ()
-        matrix = get_optimizer_info(rule).reach == "matrix"
-        tasks.append(Task(rule, "vit_s", "float32", (*default, "fused"), near))
-        if not matrix:
-            tasks.append(Task(rule, "resnet50", "float32", (*default, "fused"), few))
-            tasks.append(Task(rule, "many_tiny", "float32", ("fused",), few))
-    return tasks
-
-
-def ours(rule: str, params: Sequence[nn.Parameter], executor: str | None = None) -> Optimizer:
-    """Our optimizer of a name, with the options that every contender gets."""
-    given = {"lr": LR, "weight_decay": WEIGHT_DECAY if get_optimizer_info(rule).has_weight_decay else 0.0}
-    made = create_optimizer_v2(params, opt=rule, **given, **EXECUTORS.get(executor or "", {}))  # type: ignore[arg-type]
-    if not isinstance(made, Optimizer):
-        raise TypeError(f"{rule} makes a {type(made).__name__}, expected an optimizer of this package")
-    return made
+    def __len__(self) -> int:
+        return len(self.cases) + len(self.compiled) + bool(self.imports)
 
 
 def run(
-    tasks: Sequence[Task], settings: Settings, recording: Recording, watch: Callable[[str], None] = lambda _: None
+    bench: Bench,
+    recording: Recording,
+    watch: Callable[[str], None] = lambda _: None,
+    keep: Callable[[Recording], None] = lambda _: None,
 ) -> None:
-    """Carry out all heats; the recording holds what is done at every moment, whatever interrupts."""
+    """Carry out all heats; the recording holds what is done at every moment, and `keep` is called after each."""
     start = time.perf_counter()
-    device = torch.device(settings.device)
+    device = torch.device(bench.device)
     try:
-        if settings.importing:
+        if bench.imports:
             watch("importing descend")
-            recording.importing = importing(settings.importing)
+            recording.importing = importing(bench.imports)
         with tempfile.TemporaryDirectory(prefix="descend-bench-") as folder:
             caches: dict[str, Path] = {}
-            model, dtype = (tasks[0].model, tasks[0].dtype) if tasks else ("vit_s", "float32")
-            for rule in settings.compiled:
+            model, dtype = (bench.cases[0].model, bench.cases[0].dtype) if bench.cases else ("vit_s", "float32")
+            for rule in bench.compiled:
                 watch(f"compiling {rule}")
                 caches[rule] = Path(folder) / rule
-                recording.compiles.append(compiling(rule, model, dtype, settings.device, caches[rule]))
-            for task in tasks:
-                watch(f"{task.rule} on {task.model}, {task.dtype}")
-                with _cache(caches.get(task.rule)):
-                    recording.heats.append(heat(task, settings.rounds, device))
+                recording.compiles.append(compiling(rule, model, dtype, bench.device, caches[rule], bench.sources))
+                keep(recording)
+            for case in bench.cases:
+                watch(f"{case.rule} on {case.model}, {case.dtype}")
+                with _cache(caches.get(case.rule)):
+                    recording.heats.append(heat(case, bench.rounds, device))
+                recording.seconds = time.perf_counter() - start
+                keep(recording)
                 gc.collect()  # optimizers are in cycles with their hooks
     except KeyboardInterrupt:
         recording.stopped = True
@@ -144,11 +102,11 @@ def run(
         recording.seconds = time.perf_counter() - start
 
 
-def new_recording(tasks: Sequence[Task], settings: Settings) -> Recording:
+def new_recording(bench: Bench) -> Recording:
     """An empty recording that says where it is made, and of what."""
-    packages = ("descend", "torch", *(peer.package for task in tasks for peer in task.peers))
-    given = {"rounds": settings.rounds, "device": settings.device, "lr": LR, "weight_decay": WEIGHT_DECAY}
-    return Recording(machine(torch.device(settings.device)), versions(dict.fromkeys(packages)), given)
+    packages = ("descend", "torch", *(peer.package for case in bench.cases for peer in case.peers))
+    given = {"rounds": bench.rounds, "device": bench.device, "lr": LR, "weight_decay": WEIGHT_DECAY}
+    return Recording(machine(torch.device(bench.device)), versions(dict.fromkeys(packages)), given)
 
 
 @contextmanager
@@ -166,14 +124,14 @@ def _cache(folder: Path | None) -> Iterator[None]:
             os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
 
 
-def heat(task: Task, rounds: int, device: torch.device) -> Heat:
+def heat(case: Case, rounds: int, device: torch.device) -> Heat:
     """Make all contenders of a rule, let them step in turn, then measure what a step allocates."""
-    shapes, dtype = shapes_of(task.model), getattr(torch, task.dtype)
-    result = _described(task, shapes, dtype)
+    shapes, dtype = model_of(case.model).shapes, getattr(torch, case.dtype)
+    result = _described(case, shapes, dtype)
     entered: list[Entered] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peers deprecate, and complain about the CPU
-        for line, make in _entries(task):
+        for line, make in _entries(case):
             result.lines.append(line)
             try:
                 params, grads = measure.parameters(shapes, dtype, device)
@@ -191,12 +149,10 @@ def heat(task: Task, rounds: int, device: torch.device) -> Heat:
                 line.error = told(contender.failure)
                 continue
             line.first_s = contender.first_s
-            line.state_bytes = measure.state_bytes(optimizer)
+            line.state_bytes = held_bytes(optimizer)
             line.extra_bytes = measure.extra_bytes(contender, device)
             if isinstance(optimizer, Optimizer):
-                line.predicted_bytes = sum(
-                    optimizer.state_bytes(p, group) for group in optimizer.param_groups for p in group["params"]
-                )
+                line.predicted_bytes = predicted_bytes(optimizer)
     return result
 
 
@@ -205,17 +161,17 @@ def told(error: Exception) -> str:
     return f"{type(error).__name__}: {scrubbed(error)}"
 
 
-def _described(task: Task, shapes: Shapes, dtype: torch.dtype) -> Heat:
+def _described(case: Case, shapes: Shapes, dtype: torch.dtype) -> Heat:
     """The heat before anything has run. Everything here follows from shapes."""
     params = [nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in shapes]
-    rule = ours(task.rule, params)
+    rule = ours(case.rule, params)
     equal = Counter(shape for shape in shapes if len(shape) > 1)
     return Heat(
-        task.rule,
-        task.model,
-        task.dtype,
+        case.rule,
+        case.model,
+        case.dtype,
         type(rule).reach,
-        get_optimizer_info(task.rule).second_order,
+        get_optimizer_info(case.rule).second_order,
         tensors=len(shapes),
         elements=sum(map(math.prod, shapes)),
         bytes=bytes_of(rule),
@@ -224,17 +180,17 @@ def _described(task: Task, shapes: Shapes, dtype: torch.dtype) -> Heat:
     )
 
 
-def _entries(task: Task) -> Iterator[tuple[Line, Make]]:
-    for executor in task.executors:
-        yield Line("descend", executor), lambda params, executor=executor: ours(task.rule, params, executor)  # type: ignore[misc]
-    info = get_optimizer_info(task.rule)
+def _entries(case: Case) -> Iterator[tuple[Line, Make]]:
+    for executor in case.executors:
+        yield Line("descend", executor), lambda params, executor=executor: ours(case.rule, params, executor)  # type: ignore[misc]
+    info = get_optimizer_info(case.rule)
     options: dict[str, Any] = {"lr": LR}
     if info.has_weight_decay:
         options["weight_decay"] = WEIGHT_DECAY
     if info.has_momentum:
         options |= {"momentum": 0.9, "nesterov": bool((info.defaults or {}).get("nesterov"))}
-    for peer in task.peers:
-        for how, make in peer.ways(task.rule, options):
+    for peer in case.peers:
+        for how, make in peer.ways(case.rule, options):
             yield Line(peer.library, how), make
 
 
@@ -256,4 +212,4 @@ def _time(
         line.ms, line.quartiles, line.steps = contender.ms, contender.quartiles, len(contender.times)
         line.gbps = contender.gbps
         if line.gbps and adamw.gbps and copy.gbps:
-            line.light, line.share = adamw.gbps / line.gbps, line.gbps / max(adamw.gbps, copy.gbps)
+            line.over_traffic, line.share = adamw.gbps / line.gbps, line.gbps / max(adamw.gbps, copy.gbps)

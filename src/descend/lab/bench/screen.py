@@ -1,4 +1,4 @@
-"""A recording on the terminal."""
+"""A recording on the terminal: the answer, the tables, then how it was measured."""
 
 from __future__ import annotations
 
@@ -6,41 +6,26 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table as Grid
 from rich.text import Text
 
+from descend.lab.bench.document import facts
 from descend.lab.bench.recording import Recording
-from descend.lab.bench.tables import Table, tables
-
-WIDE = 180  # where there is no terminal to fit
-
-
-def console() -> Console:
-    """A console wide enough for all columns where nobody looks at it."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(WIDE, found.width))
+from descend.lab.bench.tables import METHOD, answers, tables
 
 
 def show(recording: Recording, where: Console) -> None:
-    """Print every table."""
+    """Print everything."""
+    for answer in answers(recording):
+        where.print(Text(answer))
     for table in tables(recording):
         where.print()
-        where.print(grid(table))
-        for note in table.notes:
-            where.print(Text(note, style="dim"))
+        table.show(where)
+    where.print()
+    where.print(Text("How it was measured", style="bold"))
+    for line in (*METHOD, ", ".join(f"{key} {value}" for key, value in facts(recording).items())):
+        where.print(Text(line, style="dim"))
     if recording.stopped:
         where.print(Text("Stopped; this is what was measured until then.", style="bold"))
-
-
-def grid(table: Table) -> Grid:
-    """A table as rich prints it."""
-    made = Grid(title=table.title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    words = table.title == "Numbers"
-    for i, head in enumerate(table.head):
-        made.add_column(head, justify="left" if words or i == 0 else "right", style="bold" if i == 0 else "")
-    for row in table.rows:
-        made.add_row(*(Text(cell, style={"pass": "green", "miss": "red"}.get(cell, "")) for cell in row))
-    return made
 
 
 class Bar:

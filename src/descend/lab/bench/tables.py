@@ -5,31 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
-from descend.lab.bench.asked import MIB, Verdict, verdicts
 from descend.lab.bench.recording import Heat, Line, Recording
+from descend.lab.models import TITLES
+from descend.lab.sizes import MIB
+from descend.lab.table import NOTHING, Table, plural
 
-TITLES = {"vit_s": "ViT-S/16", "resnet50": "ResNet-50", "gpt2": "GPT-2", "many_tiny": "150 tensors of 16 elements"}
 SMALL = 4096  # elements a tensor under which calls cost more than memory does
-NOTHING = "–"
+TRAFFIC_ALONE = "the time that memory traffic alone would take"
+FEW = 6  # optimizers on a model that have a sentence each
 
 Way = tuple[str, str]
 
 
-@dataclass
-class Table:
-    """Words in rows; the first column names the row, the others are numbers."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
-
-
 def tables(recording: Recording) -> list[Table]:
     """All that a recording has something to say about."""
-    found = [numbers(recording)] if any(v.passed is not None for v in verdicts(recording)) else []
+    found: list[Table] = []
     for heats in by_model(recording.heats):
         found += [times(heats)] if any(heat.reference_ms for heat in heats) else []
     found += [memory(heats) for heats in by_model(recording.heats) if not is_small(heats[0])]
@@ -45,16 +36,43 @@ def by_model(heats: Iterable[Heat]) -> list[list[Heat]]:
     return list(found.values())
 
 
-def numbers(recording: Recording) -> Table:
-    """What was asked and what was reached."""
-    rows = [[v.what, v.asked, v.reached, mark(v)] for v in verdicts(recording)]
-    notes = [f"{v.what}: {', '.join(v.missed)}" for v in verdicts(recording) if v.missed]
-    return Table("Numbers", ["", "asked", "reached", ""], rows, notes)
+def answers(recording: Recording) -> list[str]:
+    """What a run found, in sentences: each optimizer's step, or how they spread where they are many."""
+    found = []
+    for heats in by_model(recording.heats):
+        first, others = ways(heats)
+        timed = [(heat, line) for heat in heats if (line := heat.line(*first)) and line.ms]
+        if not timed:
+            continue
+        title = model_title(heats[0])
+        if len(timed) <= FEW:
+            found += [_sentence(heat, line, title, others) for heat, line in timed]
+            continue
+        small = is_small(heats[0])
+        times = sorted((float(show_time(heat, line, small)), heat.rule) for heat, line in timed)
+        unit = "µs a tensor" if small else "ms"
+        found.append(
+            f"{title}: {plural(len(timed), 'optimizer')}, {way_name(first)}, from {times[0][0]:g} {unit} "
+            f"({times[0][1]}) to {times[-1][0]:g} {unit} ({times[-1][1]})."
+        )
+        ratios = [line.over_traffic for _, line in timed if line.over_traffic]
+        if ratios and not small:
+            found[-1] = found[-1][:-1] + f"; the median takes {statistics.median(ratios):.2f} × {TRAFFIC_ALONE}."
+    return found
 
 
-def mark(verdict: Verdict) -> str:
-    """Pass, miss, or neither."""
-    return NOTHING if verdict.passed is None else "pass" if verdict.passed else "miss"
+def _sentence(heat: Heat, line: Line, title: str, others: Sequence[Way]) -> str:
+    small = is_small(heat)
+    unit = "µs a tensor" if small else "ms"
+    parts = [f"{heat.rule}, {way_name((line.library, line.how))}: {show_time(heat, line, small)} {unit} on {title}"]
+    if line.over_traffic and not small:
+        parts.append(f"{line.over_traffic:.2f} × {TRAFFIC_ALONE}")
+    for way in others:
+        other = heat.line(*way)
+        if other and other.ms and line.ms:
+            ratio = other.ms / line.ms
+            parts.append(f"{ratio:.1f} × as fast as {way_name(way)}")
+    return ", ".join(parts) + "."
 
 
 def times(heats: Sequence[Heat]) -> Table:
@@ -62,24 +80,24 @@ def times(heats: Sequence[Heat]) -> Table:
     first, others = ways(heats)
     small = is_small(heats[0])
     unit = "µs a tensor" if small else "ms"
-    more = [] if small else ["× light", "GB/s", "share"]
+    more = [] if small else ["× traffic", "GB/s", "share"]
     head = ["optimizer", "B/element", way_name(first), *more, *map(way_name, others)]
     rows = []
     for heat in heats:
         line = heat.line(*first) or Line(*first)
         row = [heat.rule, f"{heat.bytes / heat.elements:.1f}", show_time(heat, line, small)]
         if not small:
-            row += [number(line.light, 2), number(line.gbps, 1), percent(line.share)]
+            row += [number(line.over_traffic, 2), number(line.gbps, 1), percent(line.share)]
         rows.append(row + [beside(heat, heat.line(*way), line, small) for way in others])
     notes = [*references(heats), *errors(heats)]
     return Table(f"Step time in {unit}: {model_title(heats[0])}", head, rows, notes)
 
 
 def memory(heats: Sequence[Heat]) -> Table:
-    """Bytes of state a parameter, predicted and measured, and what a step allocates besides."""
+    """Bytes of state for each element, and what a step allocates besides."""
     first, others = ways(heats)
     others = [way for way in others if any((line := heat.line(*way)) and line.extra_bytes for heat in heats)]
-    head = ["optimizer", "state predicted", "measured", f"{way_name(first)} extra", "of the parameters"]
+    head = ["optimizer", "state", f"{way_name(first)} extra", "of the parameters"]
     rows = []
     for heat in heats:
         line = heat.line(*first) or Line(*first)
@@ -87,8 +105,7 @@ def memory(heats: Sequence[Heat]) -> Table:
         rows.append(
             [
                 heat.rule,
-                number(per_element(heat, line.predicted_bytes), 3),
-                number(per_element(heat, line.state_bytes), 3),
+                state(heat, line),
                 show_mib(line.extra_bytes),
                 percent(None if line.extra_bytes is None else line.extra_bytes / size, 2),
                 *(show_mib(found.extra_bytes if (found := heat.line(*way)) else None) for way in others),
@@ -97,6 +114,12 @@ def memory(heats: Sequence[Heat]) -> Table:
     head += [f"{way_name(way)} extra" for way in others]
     title = f"Memory, state in bytes an element, extra of a step in MiB: {model_title(heats[0])}"
     return Table(title, head, rows, errors(heats))
+
+
+def state(heat: Heat, line: Line) -> str:
+    """Bytes of state an element as counted, with the prediction where it is another."""
+    counted, said = (number(per_element(heat, n), 3) for n in (line.state_bytes, line.predicted_bytes))
+    return counted if said in (counted, NOTHING) else f"{counted} (predicted {said})"
 
 
 def compiles(recording: Recording) -> Table:
@@ -202,12 +225,12 @@ METHOD = (
     "of the rounds.",
     "Bytes are those that the rule must move: parameter, gradient and state, read and written, in as many passes as its "
     "sums over whole tensors force. Peers are charged the same bytes.",
-    "Light is the time that these bytes take at the bandwidth of torch.optim.AdamW(fused=True), which takes part in "
-    "every heat in float32, as does a streaming copy; the share is of the faster of the two.",
+    "× traffic is the step over the time that memory traffic alone would take: the bytes over the bandwidth of "
+    "torch.optim.AdamW(fused=True), which takes part in every heat in float32, as does a streaming copy; the share is of "
+    "the faster of the two.",
     "Extra memory is the most that a step has allocated at any one time, from the calls of torch's allocator as its "
     "profiler records them: all tensors, compiled code's included, and exact.",
-    "Adahessian takes a backward pass in its step, so it is timed and compared, but not held against light or the "
-    "limit of memory.",
+    "Adahessian takes a backward pass in its step, so its bytes are not all that it moves.",
     "Compile times are of fresh processes, the first with an empty cache on disk, the second with what that left; "
     "loading torch's own compiler comes on top of either. Its first look, a trial of the processor's vector "
     "instructions, comes on top of the first compile that a machine ever does.",

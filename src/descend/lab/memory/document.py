@@ -1,110 +1,98 @@
-"""Findings about memory as a page of the documentation."""
+"""Findings about memory as tables and as a document."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
-from descend.lab.grid import grid
-from descend.lab.memory.measure import IN_BLOCKS, MASTERS, STORAGES, Findings, Losses
-
-TITLE = "# Memory"
-
-
-def markdown(found: Findings) -> str:
-    """The whole page."""
-    parts = [
-        TITLE,
-        "Generated from a recording by `descend memory --render FILE.json`; `descend memory --json FILE.json` makes one.",
-        "## Numbers",
-        grid(["", "asked", "reached", ""], numbers(found)),
-        "## State, bytes for each element of a ViT-S/16",
-        "As the optimizer says before there is any (`state_bytes`), and as counted after a step.",
-        grid(
-            ["optimizer", *(f"{storage} {how}" for storage in STORAGES for how in ("predicted", "counted"))],
-            [
-                [w.optimizer, *(f"{kind[s]:.3f}" for s in STORAGES for kind in (w.predicted, w.measured))]
-                for w in found.weights
-            ],
-        ),
-        "## The most that a training step of AdamW holds, bytes for each parameter",
-        "Parameters, gradients and state together, looked at whenever a gradient has come; a byte-level GPT of 4.9 M "
-        "parameters. Activations come on top, and depend on the batch.",
-        grid(
-            ["weights and state", "bytes", "of float32"],
-            [[way, f"{b:.2f}", f"{b / found.peaks['float32']:.0%}"] for way, b in found.peaks.items()],
-        ),
-        "## A fused step of AdamW on a ViT-S/16",
-        grid(
-            ["state", "ms", "times float32"],
-            [[s, f"{ms:.2f}", f"{ms / found.times['float32']:.2f}"] for s, ms in found.times.items()],
-        ),
-        f"## Validation loss of the byte-level GPT after {found.steps} steps, mean of {found.seeds} seeds",
-        "Every optimizer at the best of four learning rates, found with float32 state; warm-up and cosine, weight decay 1e-3, the same "
-        "batches and the same initial weights. After ± stands the standard error of the seeds' differences.",
-        grid(["optimizer", "float32 state", "int8 state", "difference", "elements in 8 bits"], _blocks(found, "int8")),
-        "Half of the bytes again; state that does not bear 4 bits has 8 there.",
-        grid(["optimizer", "float32 state", "int4 state", "difference", "elements in 4 bits"], _blocks(found, "int4")),
-        grid(["weights of AdamW", "loss", "to float32"], _masters(found)),
-        "## On what machine",
-        grid(["", ""], [[k, v] for k, v in found.environment.items()]),
-    ]
-    return "\n\n".join(parts) + "\n"
+from descend.lab.memory.measure import MASTERS, STORAGES, Findings, Losses
+from descend.lab.table import Table, plural
+from descend.lab.table import markdown as grid
 
 
-def numbers(found: Findings) -> list[list[str]]:
-    """What was asked, and what was reached."""
-    counted = {w.optimizer: w.measured["int8"] for w in found.weights}
-    exact = _of(found, "adamw", "float32", "float32").mean
-    rows = [_row(f"{name}, int8 state, bytes", limit, counted[name]) for name, limit in _LIMITS if name in counted]
-    rows.append(_row("fused int8 AdamW, times float32", 2.0, found.times["int8"] / found.times["float32"]))
-    for master in ("kahan", "split"):
-        there = _of(found, "adamw", f"bfloat16, {master}", "float32").mean
-        rows.append(_row(f"bfloat16 + {master}, loss to float32 in %", 0.5, 100 * abs(there / exact - 1)))
-    for name in IN_BLOCKS:
-        usual, blocks = _of(found, name, "float32", "float32"), _of(found, name, "float32", "int8")
-        rows.append(_row(f"int8 state of {name}, loss to float32 in %", 1.0, 100 * (blocks.mean / usual.mean - 1)))
-    least = min((one for one in found.losses if one.state == "int8"), key=lambda one: one.blocked)
-    share = 100 * least.blocked
-    rows.append(
-        ["elements in 8 bits, %", "≥ 90", f"{share:.1f} ({least.optimizer})", "pass" if share >= 90 else "miss"]
-    )
-    peak = found.peaks["bfloat16 + Kahan, int8, in backward"] / found.peaks["float32"]
-    rows.append(_row("peak in backward, bfloat16 and int8, % of float32", 45, 100 * peak))
-    return rows
+def tables(found: Findings) -> list[Table]:
+    """All that was found."""
+    made = []
+    if found.weights:
+        made.append(
+            Table(
+                f"State, bytes for each parameter of a {found.model}",
+                ["optimizer", *STORAGES],
+                [[w.optimizer, *(f"{w.bytes[storage]:.3f}" for storage in STORAGES)] for w in found.weights],
+            )
+        )
+    if found.peaks:
+        made.append(
+            Table(
+                "The most that a training step of AdamW holds, bytes for each parameter",
+                ["weights and state", "bytes", "of float32"],
+                [[way, f"{b:.2f}", f"{b / found.peaks['float32']:.0%}"] for way, b in found.peaks.items()],
+                [
+                    "Parameters, gradients and state together, looked at whenever a gradient has come; a byte-level GPT "
+                    "of 4.9 M parameters. Activations come on top."
+                ],
+            )
+        )
+    if found.times:
+        usual = found.times["float32"]
+        made.append(
+            Table(
+                "A fused step of AdamW on a ViT-S/16",
+                ["state", "ms", "times float32"],
+                [[state, f"{ms:.2f}", f"{ms / usual:.2f}"] for state, ms in found.times.items()],
+            )
+        )
+    return made + _losses(found)
 
 
-_LIMITS = (("adamw", 2.1), ("lion", 1.1), ("muon", 1.1))
+def _losses(found: Findings) -> list[Table]:
+    how = f"the byte-level GPT after {plural(found.steps, 'step')}, mean of {plural(found.seeds, 'seed')}"
+    made = []
+    for state in ("int8", "int4"):
+        if rows := _blocks(found, state):
+            head = ["optimizer", "float32 state", f"{state} state", "difference", f"in {state[3:]} bits"]
+            made.append(Table(f"Validation loss with {state} state: {how}", head, rows))
+    if rows := _masters(found):
+        made.append(Table(f"Validation loss of AdamW: {how}", ["weights", "loss", "to float32"], rows))
+    if made:
+        made[-1].notes.append(
+            "The same batches and initial weights for all; learning rates were found with float32 state; warm-up and "
+            "cosine, weight decay 1e-3. After ± stands the standard error of the seeds' differences. State that does not "
+            "bear 4 bits has 8 there."
+        )
+    return made
 
 
-def _row(what: str, limit: float, reached: float) -> list[str]:
-    return [what, f"≤ {limit:g}", f"{reached:.2f}", "pass" if reached <= limit else "miss"]
+def markdown(found: Findings, first: Sequence[Table] = ()) -> str:
+    """A document; `first` stands before the findings."""
+    made = [table.markdown() for table in (*first, *tables(found))]
+    machine = [[key, value] for key, value in found.environment.items()]
+    where = ["## On what machine", grid(["", ""], machine, right=False)] if machine else []
+    return "\n\n".join(["# Memory", *made, *where]) + "\n"
 
 
-def _of(found: Findings, optimizer: str, weights: str, state: str) -> Losses:
-    return next(x for x in found.losses if (x.optimizer, x.weights, x.state) == (optimizer, weights, state))
+def of(found: Findings, optimizer: str, weights: str, state: str) -> Losses | None:
+    """The losses of one way to train, if it has been trained."""
+    return next((x for x in found.losses if (x.optimizer, x.weights, x.state) == (optimizer, weights, state)), None)
 
 
 def _blocks(found: Findings, state: str) -> list[list[str]]:
     rows = []
-    for name in IN_BLOCKS:
-        usual, blocks = (_of(found, name, "float32", each) for each in ("float32", state))
-        rows.append([name, _each(usual), _each(blocks), _apart(blocks, usual), f"{blocks.blocked:.1%}"])
+    for name in dict.fromkeys(one.optimizer for one in found.losses):
+        usual, blocks = (of(found, name, "float32", storage) for storage in ("float32", state))
+        if usual and blocks:
+            rows.append([name, each(usual), each(blocks), _apart(blocks, usual), f"{blocks.blocked:.1%}"])
     return rows
 
 
 def _masters(found: Findings) -> list[list[str]]:
-    exact = _of(found, "adamw", "float32", "float32")
-    rows = [["float32", _each(exact), "–"]]
+    exact = of(found, "adamw", "float32", "float32")
+    rows = [["float32", each(exact), "–"]] if exact else []
     for master in MASTERS:
-        one = _of(found, "adamw", f"bfloat16, {master}", "float32")
-        rows.append(
-            [
-                f"bfloat16, master={None if master == 'none' else master!r}",
-                _each(one),
-                _apart(one, exact),
-            ]
-        )
-    return rows
+        one = of(found, "adamw", f"bfloat16, {master}", "float32")
+        if one and exact:
+            rows.append([f"bfloat16, {'nearest' if master == 'none' else master}", each(one), _apart(one, exact)])
+    return rows if len(rows) > 1 else []
 
 
 def _apart(one: Losses, other: Losses) -> str:
@@ -114,5 +102,6 @@ def _apart(one: Losses, other: Losses) -> str:
     return f"{one.mean / other.mean - 1:+.2%}{error}"
 
 
-def _each(one: Losses) -> str:
-    return f"{one.mean:.4f} ({', '.join(f'{loss:.3f}' for loss in one.losses)})"
+def each(one: Losses) -> str:
+    """The mean, and how far the seeds spread."""
+    return f"{one.mean:.4f}" + (f" ± {statistics.stdev(one.losses):.3f}" if len(one.losses) > 1 else "")

@@ -1,4 +1,4 @@
-"""Bytes of state, the most that a training step holds, losses of the byte-level GPT, and the time of a step."""
+"""Bytes of state in every storage, and what they cost: losses of the byte-level GPT, times of a step, peaks of a training."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ import torch
 from torch import Tensor, nn
 
 import descend
-from descend.lab import race
+from descend.lab import racing
 from descend.lab.bench.machine import machine, versions
-from descend.lab.bench.measure import interleave, parameters, state_bytes, stepping, warm
-from descend.lab.bench.shapes import shapes_of
-from descend.lab.race import Contender, Settings
-from descend.lab.tasks import GPT, Data, Task, tasks
+from descend.lab.bench.measure import interleave, parameters, stepping, warm
+from descend.lab.contender import Contender
+from descend.lab.models import Model, model_of
+from descend.lab.names import created
+from descend.lab.outcome import write
+from descend.lab.racing import Settings
+from descend.lab.search import Choice
+from descend.lab.sizes import held_bytes, predicted_bytes
+from descend.lab.task import Examples, Task
+from descend.lab.tasks import GPT, tasks
 
-#: Whose state in blocks has to reach the loss of float32 state, each with the best of four learning rates after 120 steps.
-IN_BLOCKS = {
+#: The best of four learning rates on the byte-level GPT, after 120 steps.
+RATES = {
     "adamw": 8e-3, "lamb": 2e-2, "lion": 2e-3, "adabelief": 8e-3, "madgrad": 1e-2, "adan": 2e-2, "muon": 2e-2,
 }  # fmt: skip
 STORAGES: dict[str, dict[str, Any]] = {
@@ -39,11 +45,10 @@ MASTERS = ("none", "kahan", "split", "stochastic")
 
 @dataclass
 class Weights:
-    """Bytes of state for each element of a ViT-S/16, by storage: said before any was made, and counted after a step."""
+    """Bytes of state for each element of a model, by storage."""
 
     optimizer: str
-    predicted: dict[str, float] = field(default_factory=dict)
-    measured: dict[str, float] = field(default_factory=dict)
+    bytes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,6 +71,7 @@ class Losses:
 class Findings:
     """All that was measured; times are medians in milliseconds, peaks are bytes for each parameter."""
 
+    model: str = "ViT-S/16"
     weights: list[Weights] = field(default_factory=list)
     peaks: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
@@ -76,56 +82,51 @@ class Findings:
     seconds: float = 0.0
 
 
-PARTS = ("bytes", "peaks", "times", "losses")
-
-
-def measure(parts: Sequence[str], found: Findings, optimizers: Sequence[str], tell: Callable[[str], None]) -> None:
-    """Measure some of the parts anew, the others stay as they were found."""
+def measure(
+    parts: Sequence[str],
+    found: Findings,
+    optimizers: Sequence[str],
+    tell: Callable[[str], None] = lambda _: None,
+    keep: Callable[[Findings], None] = lambda _: None,
+) -> None:
+    """Measure some of peaks, times and losses again; the others stay as they were found. `keep` is called after each."""
     begin = time.perf_counter()
     threads = {f"threads for {part}": str(torch.get_num_threads()) for part in parts if part in ("times", "losses")}
     here = machine(torch.device("cpu")) | versions(("torch",))
     here.pop("threads", None)
     found.environment = {**here, **{k: v for k, v in found.environment.items() if k.startswith("threads")}, **threads}
-    if "bytes" in parts:
-        found.weights = []
-        for name in optimizers:
-            tell(f"bytes of {name}")
-            found.weights.append(weights(name))
     if "peaks" in parts:
         tell("peaks of a training step")
         found.peaks = peaks()
+        keep(found)
     if "times" in parts:
         tell("times of a fused step")
         found.times = times()
+        keep(found)
     if "losses" in parts:
         task, found.losses = tasks()["gpt"], []
         data = task.load()
-        for one in planned():
+        for one in planned(optimizers):
             tell(f"{task.title}: {one.optimizer}, {one.weights} weights, {one.state} state")
             train(one, task, data, found.seeds, found.steps)
             found.losses.append(one)
+            found.seconds += time.perf_counter() - begin
+            begin = time.perf_counter()
+            keep(found)
     found.seconds += time.perf_counter() - begin
 
 
-def make(name: str, params: Any, **options: Any) -> Any:
-    """The optimizer of a name, at its learning rate."""
-    return descend.create_optimizer_v2(params, opt=name, lr=IN_BLOCKS.get(name, 1e-3), **options)
+def weights(name: str, model: Model) -> Weights:
+    """The bytes of one optimizer's state in every storage, as it says; none is made."""
+    params = [nn.Parameter(torch.empty(shape, device="meta")) for shape in model.shapes]
+    made = {storage: created(name, params, 1e-3, **options) for storage, options in STORAGES.items()}
+    return Weights(name, {storage: predicted_bytes(one) / model.elements for storage, one in made.items()})
 
 
-def weights(name: str) -> Weights:
-    """The bytes of one optimizer's state in every storage."""
-    params = [nn.Parameter(torch.zeros(shape)) for shape in shapes_of("vit_s")]
-    elements, curved = sum(p.numel() for p in params), descend.get_optimizer_info(name).second_order
-    found = Weights(name)
-    for storage, options in STORAGES.items():
-        optimizer = make(name, params, **options)
-        groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-        found.predicted[storage] = sum(optimizer.state_bytes(p, group) for p, group in groups) / elements
-        for p in params:
-            p.grad = torch.full_like(p, 1e-3) * p if curved else torch.full_like(p, 1e-3)
-        optimizer.step()
-        found.measured[storage] = state_bytes(optimizer) / elements
-    return found
+def rate(name: str) -> float:
+    """The learning rate to train with: the one found, or the middle of what its authors suggest."""
+    suggested = descend.get_optimizer_info(name).suggested_lr
+    return RATES.get(name, math.sqrt(math.prod(suggested)) if suggested else 1e-3)
 
 
 def peaks() -> dict[str, float]:
@@ -153,7 +154,7 @@ def _peak(dtype: torch.dtype, options: dict[str, Any], early: bool) -> float:
     def look(_: Tensor) -> None:
         nonlocal most
         held = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
-        most = max(most, sum(t.nbytes for t in held) + (state_bytes(optimizer) if optimizer else 0))
+        most = max(most, sum(t.nbytes for t in held) + (held_bytes(optimizer) if optimizer else 0))
 
     for p in model.parameters():
         p.register_post_accumulate_grad_hook(look)  # type: ignore[no-untyped-call]  # before the optimizer's own
@@ -163,7 +164,7 @@ def _peak(dtype: torch.dtype, options: dict[str, Any], early: bool) -> float:
         optimizer = descend.AdamW(model.parameters(), **options)
     text = torch.randint(0, 256, (4, 65))
     for _ in range(2):
-        torch.autograd.backward(task.loss(model, text[:, :-1], text[:, 1:]))
+        torch.autograd.backward(task.loss(model, (text[:, :-1], text[:, 1:])))
         optimizer.step()
         optimizer.zero_grad()
     return most / elements
@@ -174,7 +175,7 @@ def times() -> dict[str, float]:
     device = torch.device("cpu")
     contenders = {}
     for storage, options in STORAGES.items():
-        params, grads = parameters(shapes_of("vit_s"), torch.float32, device)
+        params, grads = parameters(model_of("vit_s").shapes, torch.float32, device)
         contenders[storage] = stepping(descend.AdamW(params, lr=1e-4, fused=True, **options), params, grads, False)
     for contender in contenders.values():
         warm(contender, 30, device)
@@ -182,13 +183,14 @@ def times() -> dict[str, float]:
     return {storage: contender.ms or math.nan for storage, contender in contenders.items()}
 
 
-def planned() -> list[Losses]:
-    """The trainings: state in blocks beside float32, then bfloat16 weights in every way."""
-    blocks = [Losses(name, "float32", state) for name in IN_BLOCKS for state in ("float32", *IN_SHORT)]
-    return blocks + [Losses("adamw", f"bfloat16, {master}", "float32") for master in MASTERS]
+def planned(optimizers: Sequence[str]) -> list[Losses]:
+    """The trainings: state in every number of bits, then bfloat16 weights of AdamW in every way if it is among them."""
+    blocks = [Losses(name, "float32", state) for name in optimizers for state in ("float32", *IN_SHORT)]
+    masters = MASTERS if "adamw" in optimizers else ()
+    return blocks + [Losses("adamw", f"bfloat16, {master}", "float32") for master in masters]
 
 
-def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
+def train(one: Losses, task: Task, data: Examples, seeds: int, steps: int) -> None:
     """Add a loss for every seed, and what share of the elements that could be so short is."""
     dtype, _, master = one.weights.partition(", ")
     options = dict(STORAGES[one.state])
@@ -204,9 +206,8 @@ def train(one: Losses, task: Task, data: Data, seeds: int, steps: int) -> None:
     settings = Settings(task.name, steps, steps, task.batch, task.target)
     for seed in range(1, seeds + 1):
         contender = Contender(one.optimizer)
-        run = race.train(
-            task, data, settings, contender, in_storage, IN_BLOCKS[one.optimizer], seed, steps, lambda _: None
-        )
+        choice = Choice(rate(one.optimizer), settings.weight_decay, None)
+        run = racing.train(task, data, settings, contender, in_storage, choice, seed, steps, lambda _: False)
         one.losses.append(run.score)
         one.blocked = blocked(made[0], 4 if one.state == "int4" else 8)
 
@@ -225,8 +226,7 @@ def blocked(optimizer: Any, bits: int) -> float:
 
 def save(found: Findings, path: Path) -> None:
     """As JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    write(path, json.dumps(asdict(found), indent=1) + "\n")
 
 
 def load(path: Path) -> Findings:

@@ -1,4 +1,4 @@
-"""The race: the same weights and the same batches for every optimizer, and an equal search for its learning rate."""
+"""The race: the same weights and the same batches for every optimizer, and an equal search for each."""
 
 from __future__ import annotations
 
@@ -8,30 +8,22 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from descend.lab.search import Plan, plan
-from descend.lab.tasks import Data, Task
+from descend.lab.contender import Contender
+from descend.lab.search import Choice, Prune, Tried, suggest
+from descend.lab.sizes import held_bytes
+from descend.lab.task import Examples, Task, check
 
 
 class MakeOptimizer(Protocol):
     """How a race makes an optimizer; `descend.create_optimizer_v2` is one."""
 
     def __call__(self, model: nn.Module, /, *, opt: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        """Make the optimizer `opt` over the parameters of `model`."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One optimizer of a race and the range of learning rates that its search starts with."""
-
-    name: str
-    low: float = 1e-4
-    high: float = 1.0
-    second_order: bool = False
+        """Make the optimizer `opt` over the parameters of `model`; options of the contender come as keywords too."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +34,9 @@ class Settings:
     steps: int
     search_steps: int
     batch: int
-    target: float
-    trials: int = 12
-    seeds: int = 3
+    target: float | None = None
+    trials: int = 10
+    seeds: int = 5
     seed: int = 0
     warmup: float = 0.1
     weight_decay: float = 1e-3
@@ -65,20 +57,27 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One training from start to end, or to where it diverged."""
+    """One training from start to end, or to where it diverged or was given up."""
 
-    lr: float
+    choice: Choice
     seed: int
     curve: list[Point]
     diverged: bool
+    pruned: bool
+    steps: int
     step_ms: float
     optimizer_ms: float
     state_bytes: int
 
     @property
+    def lr(self) -> float:
+        """Its peak learning rate."""
+        return self.choice.lr
+
+    @property
     def score(self) -> float:
         """What the search minimises: the validation loss at the end."""
-        return math.inf if self.diverged else self.curve[-1].loss
+        return math.inf if self.diverged or self.pruned else self.curve[-1].loss
 
 
 @dataclass
@@ -91,18 +90,36 @@ class Entry:
     error: str | None = None
 
     @property
-    def tried(self) -> list[tuple[float, float]]:
-        """Learning rate and score of every trial, in order."""
-        return [(run.lr, run.score) for run in self.trials]
+    def tried(self) -> list[Tried]:
+        """Every trial, in order."""
+        return [Tried(run.choice, run.score, {p.step: p.loss for p in run.curve[1:]}) for run in self.trials]
 
-    def plan(self, settings: Settings) -> Plan:
-        """Where the learning-rate search stands."""
-        return plan(self.tried, self.contender.low, self.contender.high, settings.trials)
+    @property
+    def best(self) -> Choice:
+        """The choice of the final runs."""
+        return min(self.trials, key=lambda run: run.score).choice
 
     @property
     def best_lr(self) -> float:
         """The learning rate of the final runs."""
-        return min(self.trials, key=lambda run: run.score).lr
+        return self.best.lr
+
+    @property
+    def spent(self) -> int:
+        """Steps of the search so far."""
+        return sum(run.steps for run in self.trials)
+
+    def phase(self, settings: Settings) -> str | None:
+        """What comes next, `search` or `final`; None when all is done.
+
+        The search has a budget of steps: one that is given up early leaves its steps to another.
+        """
+        if self.error:
+            return None
+        room = self.spent + settings.search_steps <= settings.trials * settings.search_steps
+        if room and len(self.trials) < 2 * settings.trials:
+            return "search"
+        return "final" if len(self.runs) < settings.seeds else None
 
 
 @dataclass
@@ -134,59 +151,50 @@ class Moment:
     metric: float
 
 
-def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """The learning rate's factor in step 0, 1, ..., steps - 1."""
+def warmup_cosine(step: int, steps: int, warmup: float, decay: float = 1.0) -> float:
+    """The learning rate's factor in step 0, 1, ..., steps - 1: a rise, then 1, then a cosine to zero.
+
+    `warmup` is the share of all steps in which it rises, `decay` the share of the others in which it goes down.
+    """
     rise = max(1, round(steps * warmup))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise + 1) / (steps - rise + 1)))
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of every tensor in the optimizer's state."""
-
-    def count(value: Any) -> int:
-        if isinstance(value, torch.Tensor):
-            return value.numel() * value.element_size()
-        if isinstance(value, dict):
-            return sum(map(count, value.values()))
-        return sum(map(count, value)) if isinstance(value, (list, tuple)) else 0
-
-    return count(optimizer.state_dict()["state"])
+    fall = max(1, round((steps - rise) * decay))
+    done = max(0, step - (steps - fall) + 1)
+    return 0.5 * (1 + math.cos(math.pi * done / (fall + 1)))
 
 
 def train(
     task: Task,
-    data: Data,
+    data: Examples,
     settings: Settings,
     contender: Contender,
     make_optimizer: MakeOptimizer,
-    lr: float,
+    choice: Choice,
     seed: int,
     steps: int,
-    watch: Callable[[Point], None],
+    watch: Callable[[Point], bool],
 ) -> Run:
-    """Train once; the initial weights and the batches depend on `seed` and on nothing else."""
+    """Train once, until `watch` says to give up; weights and batches depend on `seed` and on nothing else."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         # A second-order optimizer needs the graph; zero_grad() below breaks the cycle that torch warns about.
         warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph=True")
         torch.manual_seed(seed)
         model = task.model().to(settings.device)
-        optimizer = make_optimizer(model, opt=contender.name, lr=lr, weight_decay=settings.weight_decay)
+        optimizer = make_optimizer(model, **contender.arguments(choice, settings.weight_decay))
         bases = [group["lr"] for group in optimizer.param_groups]
-        order = data.order(seed, steps, settings.batch).to(settings.device)
         every = max(1, steps // 25)
         curve = [Point(0, 0.0, None, *task.judge(model, data))]
         seconds, losses = 0.0, []
         step_times, optimizer_times = [], []
-        diverged = False
+        diverged = pruned = False
 
-        for step in range(steps):
+        for step, batch in enumerate(data.batches(seed, steps, settings.batch)):
             switch(optimizer, "train")
             for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = base * warmup_cosine(step, steps, settings.warmup)
+                group["lr"] = base * warmup_cosine(step, steps, settings.warmup, choice.decay)
             begin = clock(settings.device)
-            loss = task.loss(model, data.inputs[order[step]], data.targets[order[step]])
+            loss = task.loss(model, batch)
             torch.autograd.backward(loss, create_graph=contender.second_order)
             ready = clock(settings.device)
             optimizer.step()
@@ -202,21 +210,25 @@ def train(
             if not diverged:
                 switch(optimizer, "eval")
                 point = Point(step + 1, seconds, statistics.fmean(losses), *task.judge(model, data))
+                losses.clear()
                 diverged = not math.isfinite(point.loss)
-                losses = []
             if diverged:
                 break
             curve.append(point)
-            watch(point)
+            if watch(point) and step + 1 < steps:
+                pruned = True
+                break
 
         return Run(
-            lr,
+            choice,
             seed,
             curve,
             diverged,
+            pruned,
+            len(step_times),
             1e3 * statistics.median(step_times),
             1e3 * statistics.median(optimizer_times),
-            state_bytes(optimizer),
+            held_bytes(optimizer),
         )
 
 
@@ -234,7 +246,7 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def untrained(task: Task, data: Data, settings: Settings) -> tuple[Point, int]:
+def untrained(task: Task, data: Examples, settings: Settings) -> tuple[Point, int]:
     """How the models of the final runs do before any training (median), and how many parameters they have."""
     points = []
     with torch.random.fork_rng():
@@ -291,6 +303,7 @@ def run_all(
             f"the saved race was run on other data ({result.data_hash}, here {data.fingerprint()}): "
             "resume it with the Python and scikit-learn that it was started with, or start a new one"
         )
+    check(task, data, settings.batch)
     result.data_note, result.data_hash = data.note, data.fingerprint()
     data = data.to(settings.device)
     result.untrained, result.parameters = untrained(task, data, settings)
@@ -298,30 +311,36 @@ def run_all(
     for entry in entries:
         entry.error = None
 
-    def go(entry: Entry, phase: str, number: int, planned: int, lr: float, seed: int, steps: int) -> Run:
-        name, (before, total) = entry.contender.name, progress(entries, settings)
-
-        def look(point: Point) -> None:
-            at = before + point.step
-            watch(Moment(name, phase, number, planned, lr, point.step, steps, at, total, point.metric))
-
-        return train(task, data, settings, entry.contender, make_optimizer, lr, seed, steps, look)
-
-    for entry in entries:
-        try:
-            while (lr := entry.plan(settings).next_lr(entry.tried, settings.seed)) is not None:
-                number, planned = len(entry.trials) + 1, entry.plan(settings).trials
-                entry.trials.append(go(entry, "search", number, planned, lr, settings.seed, settings.search_steps))
-                save(result)
+    def go(entry: Entry) -> None:
+        contender, (before, total) = entry.contender, progress(entries, settings)
+        prune: Prune | None = None
+        if entry.phase(settings) == "search":
+            phase, number, planned = "search", len(entry.trials) + 1, settings.trials
+            seed, steps = settings.seed, settings.search_steps
+            space = contender.space(settings.weight_decay)
+            choice, prune = suggest(space, entry.tried, settings.trials, steps, seed)
+        else:
             if all(run.diverged for run in entry.trials):
                 raise ArithmeticError("it diverged at every learning rate that was tried")
-            for seed in final_seeds(settings)[len(entry.runs) :]:
-                number = len(entry.runs) + 1
-                entry.runs.append(go(entry, "final", number, settings.seeds, entry.best_lr, seed, settings.steps))
-                save(result)
+            phase, number, planned = "final", len(entry.runs) + 1, settings.seeds
+            seed, steps, choice = final_seeds(settings)[len(entry.runs)], settings.steps, entry.best
+
+        def look(point: Point) -> bool:
+            at = before + point.step
+            watch(Moment(contender.name, phase, number, planned, choice.lr, point.step, steps, at, total, point.metric))
+            return prune is not None and prune(point.step, point.loss)
+
+        run = train(task, data, settings, contender, make_optimizer, choice, seed, steps, look)
+        (entry.trials if phase == "search" else entry.runs).append(run)
+
+    # The one that has done the fewest runs is next, so that a busy machine hits all alike.
+    while waiting := [entry for entry in entries if entry.phase(settings)]:
+        entry = min(waiting, key=lambda entry: len(entry.trials) + len(entry.runs))
+        try:
+            go(entry)
         except Exception as error:
             entry.error = f"{type(error).__name__}: {error}"
-            save(result)
+        save(result)
     return result
 
 
@@ -329,8 +348,7 @@ def progress(entries: Sequence[Entry], settings: Settings) -> tuple[int, int]:
     """Steps done, and steps that the race has in all as far as is known now."""
     done = total = 0
     for entry in entries:
-        so_far = len(entry.trials) * settings.search_steps + len(entry.runs) * settings.steps
-        whole = entry.plan(settings).trials * settings.search_steps + settings.seeds * settings.steps
+        so_far = entry.spent + len(entry.runs) * settings.steps
         done += so_far
-        total += so_far if entry.error else whole
+        total += so_far if entry.error else settings.trials * settings.search_steps + settings.seeds * settings.steps
     return done, total

@@ -1,0 +1,98 @@
+"""The user's own optimizers: classes of a file or a module, registered for this process."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from descend.catalogue.default import default_registry
+from descend.catalogue.info import OptimInfo
+
+
+def register(source: str) -> list[str]:
+    """Give the optimizers of a file, of a module, or one class (`pkg.module:Class`) names in the catalogue.
+
+    Returns:
+        Their names: those of the classes, in lower case.
+
+    Raises:
+        ValueError: if the source cannot be imported, or has no optimizer; the message says which.
+    """
+    module, colon, name = source.partition(":") if not source.endswith(".py") else (source, "", "")
+    try:
+        found = load(Path(module)) if module.endswith(".py") else imported(module)
+        kinds = [getattr(found, name)] if colon else list(_optimizers(found))
+    except Exception as error:  # a file of the user's may raise whatever it likes
+        raise ValueError(f"{source!r} cannot be imported: {type(error).__name__}: {error}") from error
+    for kind in kinds:
+        if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)):
+            raise ValueError(f"{source!r} is {kind!r}, expected a class that derives from torch.optim.Optimizer")
+    if not kinds:
+        raise ValueError(f"{source!r} defines no optimizer: no class of it derives from torch.optim.Optimizer")
+    return [registered(kind) for kind in kinds]
+
+
+def imported(module: str) -> ModuleType:
+    """A module, looked for where the command was called too."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # a console script does not look where it is called
+        sys.path.append(here)
+    return importlib.import_module(module)
+
+
+def load(path: Path) -> ModuleType:
+    """A file as a module."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickle look a class up by its module's name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _optimizers(module: ModuleType) -> Iterable[Any]:
+    """Optimizers that a module defines, those that it only imports left out."""
+    for kind in vars(module).values():
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind.__module__ == module.__name__:
+            yield kind
+
+
+def registered(kind: type[torch.optim.Optimizer]) -> str:
+    """The name of a class in the catalogue, which it has from now on."""
+    name, registry = kind.__name__.lower(), default_registry()
+    if name in registry.list_optimizers():
+        there = registry.get_optimizer_info(name).opt_class
+        if there is kind:
+            return name
+        if isinstance(there, str):
+            raise ValueError(f"{kind.__name__} has the name of an optimizer of the catalogue; give the class another")
+    takes = {option for base in kind.__mro__ for option in _options(base)}
+    betas = inspect.signature(kind).parameters.get("betas")
+    info = OptimInfo(
+        name,
+        kind,
+        (inspect.getdoc(kind) or "").partition("\n")[0] if kind.__doc__ else "",
+        has_eps="eps" in takes,
+        has_momentum="momentum" in takes,
+        has_betas="betas" in takes,
+        num_betas=len(betas.default) if betas is not None and isinstance(betas.default, tuple) else 2,
+        second_order=bool(getattr(kind, "is_second_order", False)),
+        has_weight_decay="weight_decay" in takes,
+    )
+    registry.register(info)
+    return name
+
+
+def _options(kind: type) -> Iterable[str]:
+    return inspect.signature(kind.__init__).parameters if "__init__" in vars(kind) else ()  # type: ignore[misc]
