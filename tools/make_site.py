@@ -38,7 +38,8 @@ RECORD = json.loads((ROOT / "docs" / "capabilities.json").read_text(encoding="ut
 
 def optimizers() -> dict[str, type]:
     """The public optimizer classes by name, without base class and mixture."""
-    found = {kind.__name__: kind for kind in vars(descend).values() if _is_rule(kind)}
+    public = [getattr(descend, name) for name in descend.__all__]
+    found = {kind.__name__: kind for kind in public if _is_rule(kind)}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
