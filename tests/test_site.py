@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import pytest
@@ -30,6 +31,7 @@ def test_a_page_has_formula_code_and_every_argument(name: str) -> None:
     assert "```text\n" in page.split("## The rule in code")[0]
     assert "def " in page
     told = make_site.entries(make_site.sections(kind)["Args"])
-    given = [n for n, p in make_site.inspect.signature(kind.__init__).parameters.items() if p.kind != p.VAR_KEYWORD]
-    missing = [argument for argument in given if argument != "self" and not told.get(argument)]
-    assert not missing
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    given = [name for name, p in inspect.signature(kind).parameters.items() if p.kind in named]
+    assert [argument for argument in given if not told.get(argument)] == []
+    assert all(f"| `{argument}` |" in page for argument in told if argument != "common")

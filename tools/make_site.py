@@ -120,6 +120,8 @@ def arguments(function: Any, told: dict[str, str]) -> str:
         kind = annotation(parameter)
         shown = f"`{kind}`" if kind else ""
         lines.append(f"| `{name}` | {shown} | {default} | {cell(prose(told.get(name, '')))} |")
+    rest = [name for name in told if name not in inspect.signature(function).parameters]
+    lines += [f"| `{name}` | | | {cell(prose(told[name]))} |" for name in rest if name != "common"]
     return "\n".join(lines)
 
 
