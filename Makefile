@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all test-integrations test-versions table check bench memory clean
+.PHONY: race test test-slow test-all test-integrations test-versions table check bench memory docs clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,16 @@ check: $(VENV)/.dev  ## lint and types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+SITE := runs/site
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs  ## set up, then build the documentation site: runs/site/html; the build itself fetches nothing
+	$(VENV)/bin/python tools/make_site.py $(SITE)
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict --config-file $(SITE)/mkdocs.yml
 
 BENCH := .venv-bench
 

@@ -17,7 +17,7 @@ import descend
 from descend.catalogue import create_optimizer_v2
 from descend.engine.job import Job
 from descend.engine.known import Known
-from descend.optimizers import kron
+from descend.optimizers import adahessian, kron
 
 DATA = Path(__file__).parent / "data" / "timm"
 INDEX = json.loads((DATA / "index.json").read_text())
@@ -87,24 +87,24 @@ class Injected:
 class Estimates(Injected):
     """Adahessian's recorded estimates; its recorded gradients stand for a loss."""
 
-    def __init__(self, optimizer: Any, *given: Any) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *given: Any) -> None:
         super().__init__(*given)
-        optimizer._estimate = self.estimate
+        monkeypatch.setattr(adahessian, "_estimates", self.estimate)
 
-    def estimate(self, params: Sequence[Tensor], jobs: Any) -> list[Tensor]:
+    def estimate(self, jobs: Sequence[Job], places: Sequence[int]) -> list[Tensor]:
         hessian = self.load.split(self.recorded["hessian"][self.step - 1])
-        return [hessian[self.places[p]] for p in params]
+        return [hessian[self.places[job.param]] for job in jobs]
 
 
 class Draws(Injected):
     """Kron's recorded probes, when it balanced, and its random weight decay. What is left is no matter of chance."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, optimizer: Any, *given: Any) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *given: Any) -> None:
         super().__init__(*given)
-        self.run, optimizer._run = optimizer._run, self.run_with_draws
+        monkeypatch.setattr(descend.Kron, "before_step", lambda jobs, groups: self.draw(jobs))
         monkeypatch.setattr(kron, "probe", self.probe)
 
-    def run_with_draws(self, jobs: list[Job]) -> Any:
+    def draw(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             at = self.step - 1, self.places[job.param]
             assert job.known["fits"] == self.recorded["updated"][at]
@@ -112,7 +112,6 @@ class Draws(Injected):
             if "decay_draws" in self.recorded:
                 drawn["decay_share"] = 2 * float(self.recorded["decay_draws"][at])
             job.known = {**job.known, **drawn}
-        return self.run(jobs)
 
     def probe(self, like: Tensor, k: Known) -> Tensor:
         probes = arrays("workloads")["probes"][self.step - 1, : self.load.start.size] / 16
@@ -127,9 +126,9 @@ def inject(
         key.removeprefix(f"{name}|"): value for key, value in arrays(file).items() if key.startswith(f"{name}|")
     }
     if isinstance(optimizer, descend.Adahessian):
-        return Estimates(optimizer, params, load, recorded)
+        return Estimates(monkeypatch, params, load, recorded)
     if isinstance(optimizer, descend.Kron):
-        return Draws(monkeypatch, optimizer, params, load, recorded)
+        return Draws(monkeypatch, params, load, recorded)
     return None
 
 

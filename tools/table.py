@@ -1,4 +1,4 @@
-"""Write the table of optimizers and capabilities into README.md and docs/capabilities.md.
+"""Write the table of optimizers and capabilities into docs/capabilities.md, and its summary into README.md.
 
 Usage: python tools/table.py docs/capabilities.json
 
@@ -73,12 +73,22 @@ def source(record: dict[str, Any]) -> str:
     return f"`{record['command']}` ({versions}), then `python tools/table.py docs/capabilities.json`"
 
 
+def summary(record: dict[str, Any]) -> str:
+    """Each capability with the number of optimizers that have it."""
+    lines = ["| capability | optimizers | what tests show |", "|---|--:|---|"]
+    rows = [row["cells"] for row in record["optimizers"].values()]
+    for column in record["columns"]:
+        have = sum(any(cells.get(key, {}).get("passed") for key in column["marks"]) for cells in rows)
+        lines.append(f"| {column['title']} | {have} of {len(rows)} | {column['shows']} |")
+    return "\n".join(lines)
+
+
 def readme(record: dict[str, Any]) -> str:
     """What stands between the markers of the README."""
     return (
-        f"{table(record, '', lambda mark, tests: mark)}\n\n"
-        "✓: tests show it; –: not so, for the reason given. What each column means and how many tests are behind each\n"
-        f"cell: [docs/capabilities.md](docs/capabilities.md). Made by {source(record)}."
+        f"{summary(record)}\n\n"
+        "Which optimizers these are, how many tests are behind each, and why the others lack a capability:\n"
+        f"[docs/capabilities.md](docs/capabilities.md). Made by {source(record)}."
     )
 
 

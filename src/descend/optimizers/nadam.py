@@ -84,6 +84,14 @@ class NAdam(Optimizer):
 class Nadam(NAdam):
     """NAdam as timm had it: NAdam with the older name of its schedule and coupled decay.
 
+    ::
+
+        g ← g + weight_decay·p
+        μₜ = β₁(1 − ½·0.96^(t·schedule_decay)),  Pₜ = ∏ μ
+        m ← β₁m + (1−β₁)g
+        v ← β₂v + (1−β₂)g²
+        p ← p − lr·[(1−μₜ)/(1−Pₜ)·g + μₜ₊₁/(1−Pₜμₜ₊₁)·m]/(√v̂ + eps)
+
     Args:
         params: parameters or groups of parameters.
         lr: learning rate, ≥ 0.

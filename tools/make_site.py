@@ -1,0 +1,432 @@
+"""Write the pages of the documentation site from the library, its records and docs/.
+
+Usage: python tools/make_site.py FOLDER
+
+FOLDER/pages gets the Markdown, FOLDER/mkdocs.yml the settings with the navigation. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import paths
+import table
+import torch
+
+import descend
+from descend.engine.options import Common
+
+ROOT = Path(__file__).resolve().parents[1]
+STYLE = ROOT / "tools" / "site"
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Warns|Example|Reference|Note|Yields):$", re.MULTILINE)
+STORAGES: tuple[Any, ...] = (torch.float32, torch.bfloat16, "int8", "int4")
+RECORD = json.loads((ROOT / "docs" / "capabilities.json").read_text(encoding="utf-8"))
+
+
+def optimizers() -> dict[str, type]:
+    """The public optimizer classes by name, without base class and mixture."""
+    public = [getattr(descend, name) for name in descend.__all__]
+    found = {kind.__name__: kind for kind in public if _is_rule(kind)}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _is_rule(kind: Any) -> bool:
+    own = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    return own and kind.__module__.startswith("descend.optimizers")
+
+
+def slugs() -> dict[str, str]:
+    """The file name of every optimizer's page; they differ where capitals do not count too."""
+    found: dict[str, str] = {}
+    for name, kind in optimizers().items():
+        known = [name, *(alias for alias in descend.__all__ if getattr(descend, alias) is kind)]
+        found[name] = next(slug for alias in known if (slug := alias.lower()) not in found.values())
+    return found
+
+
+SLUGS = slugs()
+
+
+# ---------------------------------------------------------------------------------------------------------- docstrings
+
+
+def sections(documented: Any) -> dict[str, str]:
+    """A docstring by section; what comes before the first is under ""."""
+    parts = SECTION.split(inspect.getdoc(documented) or "")
+    return {
+        "": parts[0],
+        **{name: inspect.cleandoc("\n" + text) for name, text in zip(parts[1::2], parts[2::2], strict=True)},
+    }
+
+
+def prose(text: str) -> str:
+    """Docstring text as Markdown: literal blocks are fenced, double backticks single, roles code."""
+    lines = ROLE.sub(r"`\1`", text).replace("``", "`").split("\n")
+    out: list[str] = []
+    while lines:
+        line = lines.pop(0)
+        if line.strip() != "::" and not line.endswith("::"):
+            out.append(line)
+            continue
+        out += [line[:-1], ""] if line.strip() != "::" else []
+        block: list[str] = []
+        while lines and (not lines[0].strip() or lines[0].startswith("    ")):
+            block.append(lines.pop(0))
+        out += ["```text", inspect.cleandoc("\n".join(["", *block])), "```", ""]
+    return "\n".join(out)
+
+
+def entries(text: str) -> dict[str, str]:
+    """``name: meaning`` by name; indented lines go on."""
+    found: dict[str, str] = {}
+    for line in re.sub(r"\n\s+", " ", text).splitlines():
+        names, _, meaning = line.partition(": ")
+        for name in names.split(", "):
+            found[name.lstrip("*").strip("`")] = meaning
+    return found
+
+
+def cell(text: Any) -> str:
+    """Text that may stand in a Markdown table."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def annotation(parameter: inspect.Parameter) -> str:
+    """The type as it is written."""
+    kind = parameter.annotation
+    return "" if kind is parameter.empty else kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+
+
+def arguments(function: Any, told: dict[str, str]) -> str:
+    """A table of arguments with type, default, and what the docstring says."""
+    lines = ["| argument | type | default | meaning and range |", "|---|---|---|---|"]
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+        kind = annotation(parameter)
+        shown = f"`{kind}`" if kind else ""
+        lines.append(f"| `{name}` | {shown} | {default} | {cell(prose(told.get(name, '')))} |")
+    rest = [name for name in told if name not in inspect.signature(function).parameters]
+    lines += [f"| `{name}` | | | {cell(prose(told[name]))} |" for name in rest if name != "common"]
+    return "\n".join(lines)
+
+
+def fenced(code: str, language: str = "python") -> str:
+    """A block of code."""
+    return f"```{language}\n{code.rstrip()}\n```"
+
+
+# ---------------------------------------------------------------------------------------------------------------- rules
+
+
+def methods(kind: type) -> dict[str, Any]:
+    """The functions that make the rule, from the class itself and from its parents outside the engine."""
+    found: dict[str, Any] = {}
+    for owner in kind.__mro__:
+        if owner.__module__.startswith("descend.optimizers") and owner.__name__ != "Wrapper":
+            for name, value in vars(owner).items():
+                function = inspect.unwrap(value.__func__) if isinstance(value, (staticmethod, classmethod)) else value
+                public = not name.startswith("_") and not name.startswith("check")
+                if isinstance(function, FunctionType) and public:
+                    found.setdefault(name, function)
+    order = {name: i for i, name in enumerate(("slots", "scalars", "gain", "decay", "sums", "direction", "move"))}
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def helpers(functions: list[Any]) -> Iterator[Any]:
+    """Functions of the optimizers' modules that these functions call, in the order in which they are met."""
+    seen: list[Any] = [*functions]
+    for function in seen:
+        for name in function.__code__.co_names:
+            called = inspect.unwrap(found) if callable(found := function.__globals__.get(name)) else None
+            here = isinstance(called, FunctionType) and called.__module__.startswith("descend.optimizers")
+            if here and called not in seen:
+                seen.append(called)
+                yield called
+
+
+def source(kind: type) -> str:
+    """The code of a rule."""
+    rule = list(methods(kind).values())
+    return "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(f)).rstrip() for f in [*rule, *helpers(rule)])
+
+
+def parent(kind: type) -> type | None:
+    """The optimizer that this one is derived from."""
+    known = optimizers().values()
+    return next((base for base in kind.__mro__[1:] if base in known), None)
+
+
+def difference(kind: type, base: type) -> str:
+    """What changes from the parent's code to this one's."""
+    lines = difflib.unified_diff(source(base).splitlines(), source(kind).splitlines(), lineterm="", n=2)
+    return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
+
+
+def storage(kind: type) -> str:
+    """Bytes of state for every storage."""
+    lines = [
+        "| `state_dtype` | 1024 x 1024 matrix | per parameter | vector of 1024 | per parameter |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for stored in STORAGES:
+        counts: list[str] = []
+        for shape in ((1024, 1024), (1024,)):
+            p = torch.nn.Parameter(torch.empty(shape))
+            try:
+                count = _with_storage(kind, p, stored).state_bytes(p)
+            except ValueError as error:
+                counts = [cell(error), "", "", ""]
+                break
+            counts += [f"{count:,}", f"{count / p.numel():.3g}"]
+        lines.append(f"| `{stored}` | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def _with_storage(kind: type, p: torch.nn.Parameter, stored: Any) -> Any:
+    given = {} if stored is torch.float32 else {"state_dtype": stored}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind is descend.Lookahead:
+            return descend.Lookahead(descend.AdamW([p], **given))
+        if kind is descend.SAM:
+            return descend.SAM(descend.SGD([p], lr=0.1, **given))
+        return kind([p], **({"lr": 0.1} if kind is descend.SGDP else {}), **given)
+
+
+def names_of(kind: type) -> str:
+    """The names in the catalogue, with what they bind and where to look for a learning rate."""
+    registry = descend.default_registry()
+    infos = [registry.get_optimizer_info(name) for name in registry.list_optimizers()]
+    own = [i for i in infos if str(i.opt_class).startswith("descend.") and i.load() is kind]
+    lines = ["| name | binds | suggested lr | who says so |", "|---|---|---|---|"]
+    for info in own:
+        bound = ", ".join(f"`{k}={v!r}`" for k, v in (info.defaults or {}).items())
+        lr = "{:.3g} to {:.3g}".format(*info.suggested_lr) if info.suggested_lr else ""
+        lines.append(f"| `{info.name}` | {cell(bound)} | {lr} | {cell(info.lr_source)} |")
+    papers = {i.paper: None for i in own if i.paper}
+    listed = "\n".join(f"- {p.authors}, [{p.title}]({p.link}), {p.year}" for p in papers)
+    return (
+        "\n".join(lines) + f"\n\n## Publications of these names\n\n{listed}\n" if own else "No name of the catalogue."
+    )
+
+
+def optimizer_page(name: str, kind: type) -> str:
+    """The page of one optimizer."""
+    doc = sections(kind)
+    cells = RECORD["optimizers"][name]["cells"] if name in RECORD["optimizers"] else {}
+    same = [peer for peer in ("timm", "torch") if cells.get(peer, {}).get("passed")]
+    agree = f"Tests compare its trajectories with those of {' and '.join(same)}." if same else ""
+    base = parent(kind)
+    text = [
+        f"# {name}\n",
+        prose(doc[""]),
+        agree,
+        f"\n![Paths of {name}, SGD and Adam on two surfaces](paths/{SLUGS[name]}.svg){{.paths}}\n",
+        "Each learning rate is the best of a grid from 1e-4 to 10 by the loss at the end; other options are the "
+        f"defaults, without weight decay. {paths.STEPS} steps. Two parameters say how a rule moves, not how well it "
+        "trains a network.\n",
+        "## The rule in code\n",
+        fenced(source(kind)),
+    ]
+    if base and (changed := difference(kind, base)):
+        link = f"[{base.__name__}]({SLUGS[base.__name__]}.md)"
+        text += [f"\n## Difference to {base.__name__}\n", f"From {link} to {name}:\n", fenced(changed, "diff")]
+    text += [
+        "\n## Arguments\n",
+        arguments(kind.__init__, entries(doc.get("Args", ""))),
+        "\nThe [common options](../common-options.md) are on every optimizer that is not a wrapper.\n",
+        "## Bytes of state\n",
+        storage(kind),
+        "\n## Names\n",
+        names_of(kind),
+        "\n## Reference\n",
+        prose(doc.get("Reference", "")),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def gallery() -> str:
+    """The pictures of all optimizers, each a link to its page."""
+    items = "\n".join(f"[![Paths of {name}](paths/{slug}.svg) {name}]({slug}.md)" for name, slug in SLUGS.items())
+    return (
+        f"# Optimizers\n\n{len(SLUGS)} classes. Each picture has the optimizer's path in blue, SGD's in green and "
+        "Adam's in orange, each with the best learning rate of a grid.\n\n"
+        f'<div class="gallery" markdown="span">\n{items}\n</div>\n'
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- other pages
+
+
+def reference() -> str:
+    """Everything public that is not an optimizer class."""
+    parts = ["# Reference\n", "Optimizer classes have [pages of their own](optimizers/index.md).\n"]
+    for name in descend.__all__:
+        thing = getattr(descend, name)
+        if _is_rule(thing) or not callable(thing):
+            continue
+        parts.append(f"## descend.{name}\n\n{described(thing)}")
+        if isinstance(thing, type):
+            for own, value in vars(thing).items():
+                if not own.startswith("_") and inspect.isfunction(value) and value.__doc__:
+                    parts.append(f"### {name}.{own}\n\n{described(value)}")
+    return "\n".join(parts)
+
+
+def described(thing: Any) -> str:
+    """Signature and docstring."""
+    doc = sections(thing)
+    text = [prose(doc.pop("")), ""]
+    if told := entries(doc.pop("Args", "") or doc.pop("Attributes", "")):
+        text += [arguments(thing.__init__ if isinstance(thing, type) else thing, told), ""]
+    for title, body in doc.items():
+        if title == "Example":
+            text += [f"**{title}**", "", fenced(body, "pycon"), ""]
+        elif title != "Attributes":
+            items = "\n".join(f"- {line}" for line in re.sub(r"\n\s+", " ", prose(body)).splitlines() if line)
+            text += [f"**{title}**", "", items, ""]
+    return "\n".join(text)
+
+
+def common_options() -> str:
+    """The options that every optimizer has."""
+    doc = sections(Common)
+    told = entries(doc.get("Attributes", doc.get("Args", "")))
+    rows = "\n".join(f"| `{name}` | {cell(prose(meaning))} |" for name, meaning in told.items())
+    return f"# Common options\n\n{prose(doc[''])}\n\n| option | meaning |\n|---|---|\n{rows}\n"
+
+
+def capabilities() -> str:
+    """The table of capabilities, with a place for its filter."""
+    text = table.page(RECORD)
+    first = text.index("\n| | ")
+    return f'---\nhide: [navigation, toc]\n---\n\n{text[:first]}\n<div class="filter" id="capability-filter"></div>\n{text[first:]}'
+
+
+class Pages:
+    """The folder of pages; links to files of the repository lead to pages with their text."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.wanted: list[Path] = []
+        self.places: dict[Path, str] = {ROOT / "README.md": "index.md"}
+        self.places |= {p: p.name for p in (ROOT / "docs").iterdir()}
+        self.places |= {ROOT / f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING")}
+        for name, kind in optimizers().items():
+            self.places.setdefault(Path(inspect.getfile(kind)), f"optimizers/{SLUGS[name]}.md")
+
+    def place(self, path: Path) -> str:
+        """Where the page of a file or folder of the repository is."""
+        if path not in self.places:
+            self.places[path] = f"source/{path.relative_to(ROOT).as_posix().replace('.md', '-md')}.md"
+            self.wanted.append(path)
+        return self.places[path]
+
+    def write(self, place: str, text: str) -> None:
+        """Write a page."""
+        target = self.folder / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+
+    def copy(self, path: Path, text: str | None = None) -> None:
+        """Write the page of a Markdown file, with its links rewritten."""
+        here = self.place(path)
+
+        def rewritten(match: re.Match[str]) -> str:
+            target = (path.parent / match[1]).resolve()
+            return f"]({os.path.relpath(self.place(target), Path(here).parent)}{match[2] or ''})"
+
+        self.write(here, LINK.sub(rewritten, text or path.read_text(encoding="utf-8")))
+
+    def sources(self) -> None:
+        """Write the pages of the files and folders that others link to."""
+        for path in self.wanted:
+            name = path.relative_to(ROOT).as_posix()
+            if path.is_dir():
+                text = "\n".join(f"- [{p.name}]({self._link(path, p)})" for p in sorted(path.glob("*.py")))
+            elif path.suffix == ".md":
+                text = path.read_text(encoding="utf-8")
+            else:
+                text = fenced(path.read_text(encoding="utf-8"), "python" if path.suffix == ".py" else "text")
+            self.write(self.place(path), f"# {name}\n\n{text}\n" if path.suffix != ".md" else text)
+
+    def _link(self, folder: Path, path: Path) -> str:
+        place = f"source/{path.relative_to(ROOT).as_posix()}.md"
+        if path not in self.places or not self.places[path].startswith("source/"):
+            self.places[path] = place
+            self.wanted.append(path)
+        return os.path.relpath(place, Path(self.place(folder)).parent)
+
+
+def navigation() -> list[Any]:
+    """The order of the pages."""
+    docs = {p.stem: p.name for p in sorted((ROOT / "docs").glob("*.md"))}
+    guides = [
+        docs.pop(name)
+        for name in ("mixtures", "own_optimizer", "checkpoints", "fit", "memory", "sharding", "racing")
+        if name in docs
+    ]
+    coming = [docs.pop(name) for name in [*docs] if name.startswith("from_")]
+    first = [docs.pop("choosing")]
+    rest = [docs.pop("capabilities")]
+    own = [{name: f"optimizers/{slug}.md"} for name, slug in SLUGS.items()]
+    found: list[Any] = [
+        {"Home": "index.md"},
+        {"Choose": first},
+        {"Optimizers": ["optimizers/index.md", *own]},
+        {"Capabilities": rest},
+        {"Guides": guides},
+        {"Coming from": coming},
+        {"Reference": ["reference.md", "common-options.md"]},
+        {"More": [*docs.values(), "changelog.md", "contributing.md"]},
+    ]
+    return [entry for entry in found if all(entry.values())]
+
+
+def main(folder: Path, drawn: Callable[[type, str, Path], None] = paths.draw) -> None:
+    """Write the pages and the settings."""
+    torch.set_num_threads(1)
+    shutil.rmtree(folder / "pages", ignore_errors=True)
+    pages = Pages(folder / "pages")
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        pages.copy(path, capabilities() if path.name == "capabilities.md" else None)
+    for picture in (ROOT / "docs").glob("*.svg"):
+        shutil.copy(picture, pages.folder)
+    (pages.folder / "optimizers" / "paths").mkdir(parents=True, exist_ok=True)
+    for name, kind in optimizers().items():
+        pages.write(f"optimizers/{SLUGS[name]}.md", optimizer_page(name, kind))
+        drawn(kind, name, pages.folder / "optimizers" / "paths" / f"{SLUGS[name]}.svg")
+    pages.write("optimizers/index.md", gallery())
+    pages.write("reference.md", reference())
+    pages.write("common-options.md", common_options())
+    pages.sources()
+    shutil.copytree(STYLE, pages.folder / "assets", ignore=shutil.ignore_patterns("*.yml"))
+    settings = {
+        "INHERIT": os.path.relpath(STYLE / "mkdocs.yml", folder),
+        "docs_dir": "pages",
+        "site_dir": "html",
+        "nav": navigation(),
+        "not_in_nav": "source/",
+    }
+    (folder / "mkdocs.yml").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]).resolve())
