@@ -84,7 +84,10 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     run(sys.executable, "-c", build, "build_sdist", folder, cwd=tree)
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        safely = (
+            {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        )  # not in the first releases of 3.10 and 3.11
+        archive.extractall(folder, **safely)  # type: ignore[arg-type]
     unpacked = folder / sdist.name.removesuffix(".tar.gz")
     run(sys.executable, "-c", build, "build_wheel", folder, cwd=unpacked)
     (wheel,) = folder.glob("*.whl")
