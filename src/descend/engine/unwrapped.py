@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from typing_extensions import Self
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,13 +22,16 @@ class Unwrappable(torch.optim.Optimizer):
     stays on the wrapper, unseen by the optimizer. Such methods carry the decorator :func:`unwrapped`.
     """
 
-    _itself: Callable[[], Self | None]
+    _itself: Callable[[], Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """A wrapper is not made here, so that ``_itself`` is the optimizer's wherever it is read."""
-        self = super().__new__(cls)
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._itself = weakref.ref(self)
-        return self
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A wrapper is made by neither, so that ``_itself`` is the optimizer's wherever it is read.
+        self._itself = weakref.ref(self)
+        super().__setstate__(state)
 
 
 def unwrap(optimizer: Kind) -> Kind:
