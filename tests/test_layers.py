@@ -31,7 +31,7 @@ LAYERS = (
     "engine.master_weights engine.in_backward engine.in_pieces engine.warmup",
     "optimizers",
     "catalogue",
-    "lab",
+    "lab integrations",
 )
 #: The package's front door, and packages without code of their own.
 UNRANKED = ("", "public", "engine", "engine.sharding")
