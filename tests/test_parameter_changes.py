@@ -124,7 +124,8 @@ def test_values_from_outside_are_what_training_goes_on_from(write: str, master: 
 @pytest.mark.parametrize("value", (0.0, -0.0, float("inf"), 2.0**-130))
 def test_edge_values_from_outside_stay(value: float, master: str, executor: dict[str, Any]) -> None:
     p = nn.Parameter(torch.linspace(-3, 3, 64).bfloat16())
-    optimizer = descend.SGD([p], lr=1.0, master=master, **executor)
+    # Decay is decoupled: in the gradient, as with SGD, it would be 0 times infinity.
+    optimizer = descend.SGDW([p], lr=1.0, weight_decay=0.0, master=master, **executor)
     p.grad = torch.full_like(p, 1e-3)
     optimizer.step()
     p.data.fill_(value)
