@@ -156,7 +156,8 @@ class Optimizer(Unwrappable, Rule):
         try:
             r = self.resolve_for(p, group)
             _check_rests(r, p)
-            if self._is_flattened(index, p) and _sees_shapes(r, p):
+            by_shape = self.rule_of(group).reach in ("rows", "matrix")  # which a flat piece hides from its fallback too
+            if self._is_flattened(index, p) and (by_shape or _sees_shapes(r, p)):
                 raise ValueError(
                     "it is a flat piece of parameters (FSDP1's FlatParameter, DeepSpeed's ZeRO), which have lost their "
                     "shapes, and this rule or its options need whole tensors; use torch.distributed.fsdp.fully_shard"
