@@ -58,7 +58,9 @@ class Lookahead(Wrapper):
     own_options: ClassVar[tuple[str, ...]] = ("lookahead_alpha", "lookahead_k", "lookahead_step")
 
     def __init__(self, base_optimizer: torch.optim.Optimizer, alpha: float = 0.5, k: int = 6) -> None:
-        super().__init__(base_optimizer, {"lookahead_alpha": alpha, "lookahead_k": k, "lookahead_step": 0})
+        super().__init__(
+            base_optimizer, {"lookahead_alpha": plain(alpha), "lookahead_k": plain(k), "lookahead_step": 0}
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
