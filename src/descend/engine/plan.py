@@ -54,7 +54,6 @@ class Plan:
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
         self._places = places
-        self._checked: list[Tensor] = []
         self._homeless: list[tuple[Any, Job]] = []
 
     @property

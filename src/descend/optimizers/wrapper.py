@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from descend.engine.master_weights import innermost
 from descend.engine.unwrapped import Unwrappable, unwrapped
 
 
@@ -54,8 +55,7 @@ class Wrapper(Unwrappable):
     @property
     def innermost(self) -> torch.optim.Optimizer:
         """The optimizer that wraps no other, and moves the parameters."""
-        base = self.base_optimizer
-        return base.innermost if isinstance(base, Wrapper) else base
+        return innermost(self)
 
     @property
     def is_second_order(self) -> bool:
