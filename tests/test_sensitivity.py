@@ -37,6 +37,9 @@ TURNED: dict[tuple[str, str], dict[str, Any]] = {
     ("ASGD", "alpha"): {"lambd": 2.0, "alpha": 0.1},
     ("ASGD", "t0"): {"t0": 1.0},
     ("Adahessian", "seed"): {"seed": 5},
+    # The covariances turn the basis only every precondition_frequency steps.
+    ("SOAP", "shampoo_beta"): {"shampoo_beta": 0.5, "precondition_frequency": 2},
+    ("KLSOAP", "shampoo_beta"): {"shampoo_beta": 0.5, "precondition_frequency": 2},
     ("AdamMini", "n_heads"): {"block": "head", "n_heads": 2},
     ("Muon", "adamw_lr"): {"adamw_lr": 0.2},
     ("Dion", "rank_multiple_of"): {"rank_fraction": 0.2, "rank_multiple_of": 8},
