@@ -180,7 +180,12 @@ class Plan:
     def _group(self, owner: Owner, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = owner.param_groups[index]
         r = owner.resolve(group)
-        key = r.key(next(p for p in group["params"] if moves(p)))
+        position, first = next((i, p) for i, p in enumerate(group["params"]) if moves(p))
+        try:
+            key = r.key(first)
+        except ValueError:  # it has become what the rule does not take, for example a lazy parameter its shape
+            owner.check_parameter(index, position)
+            raise
         before, kept = self._groups.get(index, (None, {}))
         if before != key:
             kept = {}
