@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from descend.engine.counters import Counters, as_counter, new_counters
+from descend.engine.host import is_far, on_host
 from descend.engine.job import Job
-from descend.engine.offload import is_far, on_host
 from descend.engine.options import moves
 from descend.engine.placing import placed
 from descend.engine.resolved import Resolved
