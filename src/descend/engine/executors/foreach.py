@@ -39,14 +39,10 @@ def _steps(batch: Sequence[Job], totals: Totals) -> StepGenerator:
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> list[list[Job]]:
-    """The jobs in batches, as before where they are the same and what a batch has in common still is."""
-    kept = memory.get("foreach")
-    if kept is not None and kept[0] == jobs:
-        batches: list[list[Job]] = kept[1]
-        if all(_agrees(batch) for batch in batches):
-            return batches
-    batches = list(_cut(jobs))
-    memory["foreach"] = jobs, batches
+    """The jobs in batches, as before where what a batch has in common still is."""
+    batches: list[list[Job]] | None = memory.get("batches")
+    if batches is None or not all(map(_agrees, batches)):
+        batches = memory["batches"] = list(_cut(jobs))
     return batches
 
 
