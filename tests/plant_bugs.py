@@ -404,7 +404,7 @@ def in_checkpoints() -> Iterator[Bug]:
 
 
 def in_storages() -> Iterator[Bug]:
-    storage, offload = "engine/storage.py", "engine/offload.py"
+    storage, offload = "engine/storage.py", "engine/executors/offload.py"
     yield Bug(
         "small steps of short averages are lost", "bitsandbytes, torchao 4-bit", storage,
         "        if dice is not None:\n            y = self._either", "        if False:\n            y = self._either",

@@ -21,7 +21,7 @@ LAYERS = (
     "engine.rule",
     "engine.options engine.sharding.layout engine.resolved",
     "engine.job",
-    "engine.offload",
+    "engine.host",
     "engine.placing",
     "engine.counters engine.sharding.collectives engine.sharding.agreement",
     "engine.plan engine.sharding.owners",

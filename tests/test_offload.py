@@ -12,8 +12,8 @@ from cases import ROWS, Row
 from torch import nn
 
 import descend
-from descend.engine import offload, placing, plan
-from descend.engine.executors import kernels
+from descend.engine import placing, plan
+from descend.engine.executors import kernels, offload
 
 SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
 every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])

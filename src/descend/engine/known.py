@@ -14,7 +14,7 @@ from descend.engine.tensorlist import TensorList
 Dims = tuple[int, ...] | None
 
 
-class Pause(Exception):
+class NeedSums(Exception):
     """Raised inside a rule's text where it needs a sum that the engine must first collect from elsewhere.
 
     Attributes:
@@ -78,19 +78,34 @@ class Across:
         return norm * norm
 
 
-class OverallKnown(Across):
-    """Tensors are whole, but sums over all tensors come from earlier passes over the model."""
+class Answered(Across):
+    """Sums over the part in hand where this is all there is; others are answered, or interrupt the text.
 
-    def __init__(self, totals: Sequence[tuple[Any, ...]]) -> None:
-        self.totals = totals
+    Args:
+        answers: the sums from elsewhere, in the order in which the text asks for them.
+        crosses: whether sums along these dimensions go over other processes; None: they never do.
+    """
+
+    def __init__(self, answers: Sequence[tuple[Any, ...]], crosses: Callable[[Dims], Any] | None = None) -> None:
+        self.answers = answers
+        self.crosses = crosses
         self.asked = 0
 
+    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        """The sums themselves, unless other processes have the rest of the tensor."""
+        if self.crosses is None or not any(map(self.crosses, dims)):
+            return partials
+        return self._next(lambda: partials, dims)
+
     def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-        """What an earlier pass found; a pause where none has yet."""
-        if self.asked == len(self.totals):
-            raise Pause(begin())
+        """What was found for all tensors."""
+        return self._next(begin, None)
+
+    def _next(self, begin: Callable[[], tuple[Any, ...]], dims: tuple[Dims, ...] | None) -> tuple[Any, ...]:
+        if self.asked == len(self.answers):
+            raise NeedSums(begin(), dims)
         self.asked += 1
-        return self.totals[self.asked - 1]
+        return self.answers[self.asked - 1]
 
 
 class Known:

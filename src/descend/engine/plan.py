@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from descend.engine.counters import Counters, as_counter, new_counters
+from descend.engine.host import is_far, on_host
 from descend.engine.job import Job
-from descend.engine.offload import is_far, on_host
 from descend.engine.options import moves
 from descend.engine.placing import placed
 from descend.engine.resolved import Resolved
@@ -180,7 +180,12 @@ class Plan:
     def _group(self, owner: Owner, index: int) -> tuple[Resolved, dict[int, Job]]:
         group = owner.param_groups[index]
         r = owner.resolve(group)
-        key = r.key(next(p for p in group["params"] if moves(p)))
+        position, first = next((i, p) for i, p in enumerate(group["params"]) if moves(p))
+        try:
+            key = r.key(first)
+        except ValueError:  # it has become what the rule does not take, for example a lazy parameter its shape
+            owner.check_parameter(index, position)
+            raise
         before, kept = self._groups.get(index, (None, {}))
         if before != key:
             kept = {}
