@@ -150,7 +150,7 @@ class Scratch(State):
         if name not in self._names:
             return super().__getattr__(name)
         value: Tensor = self._load(name).clone()
-        setattr(self, name, value)
+        vars(self)[name] = value
         return value
 
     def __contains__(self, name: str) -> bool:
