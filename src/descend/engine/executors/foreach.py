@@ -80,18 +80,19 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
     rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
     if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
         state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
-        advance(rule, TensorList([job.param for job in batch]), TensorList([job.grad for job in batch]), state, k)  # type: ignore[arg-type]
+        values: Any = TensorList([job.param for job in batch]), TensorList([job.grad for job in batch])
+        advance(rule, *values, state, k)
         return
     maths = first.maths
     params, grads, resting = _gather(batch)
     p, s = _load(batch, params, resting)
     g = [g.to(maths) for g in grads]
-    state = State({name: TensorList(tensors) for name, tensors in s.items()})
-    advance(rule, TensorList(p), TensorList(g), state, k)  # type: ignore[arg-type]
+    state, values = State({name: TensorList(tensors) for name, tensors in s.items()}), (TensorList(p), TensorList(g))
+    advance(rule, *values, state, k)
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
-        values = {name: tensors[i] for name, tensors in s.items()}
-        stored = job.rests.store(params[i], resting[i], p[i], values, job.dice())
+        slots = {name: tensors[i] for name, tensors in s.items()}
+        stored = job.rests.store(params[i], resting[i], p[i], slots, job.dice())
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
@@ -116,7 +117,8 @@ def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
 
     state = loop.Scratch(batch[0].slots, slot)
     try:
-        advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
+        values: Any = TensorList(p), TensorList(g)
+        advance(rule, *values, state, _known(batch, totals))
     except NeedSums as need:
         return list(need.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
