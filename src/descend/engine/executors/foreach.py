@@ -13,6 +13,7 @@ from descend.engine.executors.profile import profile
 from descend.engine.executors.sums import StepGenerator, Totals, over_all
 from descend.engine.job import Job, real, values_of
 from descend.engine.known import Answered, Known, NeedSums, State
+from descend.engine.rule import Rule
 from descend.engine.tensorlist import TensorList
 from descend.engine.text import advance
 
@@ -80,15 +81,13 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
     rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
     if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
         state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
-        values: Any = TensorList([job.param for job in batch]), TensorList([job.grad for job in batch])
-        advance(rule, *values, state, k)
+        _advance_lists(rule, [job.param for job in batch], [job.grad for job in batch], state, k)
         return
     maths = first.maths
     params, grads, resting = _gather(batch)
     p, s = _load(batch, params, resting)
     g = [g.to(maths) for g in grads]
-    state, values = State({name: TensorList(tensors) for name, tensors in s.items()}), (TensorList(p), TensorList(g))
-    advance(rule, *values, state, k)
+    _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
         slots = {name: tensors[i] for name, tensors in s.items()}
@@ -96,6 +95,13 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
+
+
+def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[Tensor], state: State, k: Known) -> None:
+    """The text on lists that answer as one tensor."""
+    p: Any = TensorList(params)
+    g: Any = TensorList(grads)
+    advance(rule, p, g, state, k)
 
 
 def _lie_alike(batch: Sequence[Job]) -> bool:
@@ -117,8 +123,7 @@ def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
 
     state = loop.Scratch(batch[0].slots, slot)
     try:
-        values: Any = TensorList(p), TensorList(g)
-        advance(rule, *values, state, _known(batch, totals))
+        _advance_lists(rule, p, g, state, _known(batch, totals))
     except NeedSums as need:
         return list(need.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
