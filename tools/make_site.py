@@ -25,7 +25,7 @@ import table
 import torch
 
 import descend
-from descend.engine.options import Common
+from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.ranges import declared
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,8 +312,14 @@ def common_options() -> str:
     """The options that every optimizer has."""
     doc = sections(Common)
     told = entries(doc.get("Attributes", doc.get("Args", "")))
-    rows = "\n".join(f"| `{name}` | {cell(prose(meaning))} |" for name, meaning in told.items())
-    return f"# Common options\n\n{prose(doc[''])}\n\n| option | meaning |\n|---|---|\n{rows}\n"
+    known = declared(descend.Optimizer)
+    rows = "\n".join(
+        f"| `{name}` | {cell(known[name].meaning)} | `{COMMON_DEFAULTS[name]!r}` | {cell(prose(meaning))} |"
+        for name, meaning in told.items()
+    )
+    return (
+        f"# Common options\n\n{prose(doc[''])}\n\n| option | values | default | meaning |\n|---|---|---|---|\n{rows}\n"
+    )
 
 
 def capabilities() -> str:

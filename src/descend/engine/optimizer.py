@@ -155,7 +155,7 @@ class Optimizer(Unwrappable, Rule):
             decay = rule.decay(SimpleNamespace(**group))
             groups.setdefault(rule, []).append(SimpleNamespace(**{**group, "decay": decay}))
         for rule, all_of_rule in groups.items():
-            for name, option in declared(rule).items():  # type: ignore[arg-type]
+            for name, option in declared(rule).items():
                 default = COMMON_DEFAULTS.get(name, option.default)
                 given = [h for h in all_of_rule if _differs(vars(h).get(name, default), default)]
                 for need in (*option.needs, *rule.acts_with.get(name, ())):
@@ -409,7 +409,7 @@ class Optimizer(Unwrappable, Rule):
     # ------------------------------------------------------------------ what a step works on
 
     def _check(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        kind, known = type(self).__name__, declared(type(self))  # type: ignore[arg-type]
+        kind, known = type(self).__name__, declared(type(self))
         for name in defaults:
             if name in self.refused and values[name]:
                 raise ValueError(f"{kind}: {name}={values[name]!r} is not possible: {self.refused[name]}")
@@ -421,7 +421,7 @@ class Optimizer(Unwrappable, Rule):
             raise ValueError(
                 f"{kind}: capturable=True and offload_state=True exclude each other: copies end on the host"
             )
-        if values.get("corrected_weight_decay") and not float(values["lr"] or 0.0) > 0:
+        if values.get("corrected_weight_decay") and "lr" in values and not float(values["lr"] or 0.0) > 0:
             raise ValueError(f"{kind}: lr={values['lr']!r}, corrected_weight_decay needs a positive lr to refer to")
         try:
             self.check(SimpleNamespace(**values))

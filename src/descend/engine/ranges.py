@@ -118,8 +118,11 @@ class Needs:
             if not isinstance(values.get(name), Tensor) and not values.get(name):
                 return f"{name}={values.get(name)!r}"
         for name, allowed in self.equal.items():
-            if not any(values.get(name) == one for one in allowed):
-                return f"{name}={values.get(name)!r}"
+            value = values.get(name)
+            if isinstance(value, Tensor) and None not in allowed:
+                continue  # its number may change at any time
+            if not any(value == one for one in allowed):
+                return f"{name}={value!r}"
         return "" if self.on or self.equal else self.why
 
 
@@ -166,7 +169,7 @@ class Option:
     @property
     def meaning(self) -> str:
         """The range, and what the option acts with where the declaration says so."""
-        others = " and ".join(str(need) for need in self.needs)
+        others = " and ".join(str(need) for need in self.needs if not need.why)
         return f"{self.range}; acts with {others}" if others else self.range
 
     def is_default(self, value: Any) -> bool:
@@ -178,9 +181,13 @@ class Option:
         return "" if self.is_default(value) else fault(self.name, value, self.hint)
 
 
-@functools.cache
-def declared(kind: type) -> Mapping[str, Option]:
+def declared(kind: Any) -> Mapping[str, Option]:
     """The options of a class, of its parents too, by name: those of its constructor and those behind ``**``."""
+    return _declared(kind)
+
+
+@functools.cache
+def _declared(kind: Any) -> Mapping[str, Option]:
     found: dict[str, Option] = {}
     for base in reversed(kind.__mro__):
         if "__init__" in vars(base) and base is not object:
@@ -190,7 +197,7 @@ def declared(kind: type) -> Mapping[str, Option]:
                 if p.kind is p.VAR_KEYWORD and get_origin(hint) is Unpack:
                     common = get_type_hints(get_args(hint)[0], include_extras=True)
                     found |= {name: Option(name, own) for name, own in common.items()}
-                elif p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                elif p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name not in ("params", "defaults"):
                     found[p.name] = Option(p.name, hint, p.default)
     return found
 

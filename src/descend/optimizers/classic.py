@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, OWN_STEP, Common, if_averaged
-from descend.engine.ranges import Betas, Fraction, Lr, Needs, NonNegative, Range, WeightDecay, own
+from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
 from descend.terms import add_product, add_scaled, assign, choose, ema, ema_sq, most, scale
@@ -297,7 +297,7 @@ class Rprop(Optimizer):
     """
 
     acts_with: ClassVar = {
-        **if_averaged(),
+        "grams": (ActsWith(why="the step has the gradient's sign anyway"),),
         "adaptive_grad_clip": (Needs(why="it reads the sign of the gradient, not its size"),),
     }
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(COUPLED_DECAY, "it has no weight decay")

@@ -70,7 +70,7 @@ class Mars(Optimizer):
         mars_type: Literal["adamw", "lion"] = "adamw",
         optimize_1d: bool = False,
         lr_1d_factor: Annotated[NonNegative, ActsWith(optimize_1d=False)] = 1.0,
-        betas_1d: Annotated[Betas | None, ActsWith(optimize_1d=False)] = None,
+        betas_1d: Betas | None = None,
         **common: Unpack[Common],
     ) -> None:
         betas_1d = betas_1d or betas
