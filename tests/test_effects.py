@@ -149,6 +149,9 @@ def test_one_group_in_which_an_option_acts_is_enough() -> None:
         groups = [{"params": [p], "weight_decay": 0.0}, {"params": [q], "weight_decay": 0.1}]
         descend.Mixed([{**group, "rule": "adamw"} for group in groups], **decay)
         descend.create_optimizer_v2(nn.Linear(4, 4), "adamw", weight_decay=0.1, **decay)
+        for name in ("lambc", "adoptc", "radam", "adamp"):  # what a name binds is nobody's wish
+            descend.create_optimizer_v2(nn.Linear(4, 4), name)
+        descend.Mixed([{"params": [p], "rule": "lambc", "weight_decay": 0.0}])
     with pytest.raises(ValueError, match="Mixed: n_heads=2 has no effect with block='tensor'"):
         descend.Mixed([{"params": [p], "n_heads": 2, "rule": "adammini"}])
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, overload
 
 import torch
@@ -53,8 +54,8 @@ class Optimizer(Unwrappable, Rule):
 
     #: State that a wrapper (Lookahead) keeps here beside the rule's: tensors as slots, numbers with their start.
     extra_state: Mapping[str, Slot | float] = {}
-    #: Whether it says itself that an option acts in none of its groups; of a part of a mixture the mixture says so.
-    _is_whole = True
+    #: Options that came with the name it was asked for by. None: it is a part of a mixture, which judges what acts.
+    _bound: Mapping[str, Any] | None = MappingProxyType({})
     #: What moves parameters as their gradients come, after step_in_backward().
     _in_backward: BackwardHooks | None = None
     #: Over which processes sums over all tensors go besides, and how many groups these are known to agree about.
@@ -72,7 +73,7 @@ class Optimizer(Unwrappable, Rule):
         super().__init__(params, merged)
         self.defaults = {name: v.clone() if isinstance(v, Tensor) else v for name, v in merged.items()}
         self._check_trains()
-        if self._is_whole:
+        if self._bound is not None:
             self._check_effects()
         if isinstance(self.defaults["state_dtype"], Mapping):
             self._check_state_names(self.defaults["state_dtype"], self.param_groups)
@@ -139,32 +140,44 @@ class Optimizer(Unwrappable, Rule):
             )
 
     @classmethod
-    def part(cls, params: Any, **given: Any) -> Self:
-        """An optimizer that stands for some groups of another: what acts in none of its own may act in others."""
+    def named(cls, bound: Mapping[str, Any] | None, params: Any, **given: Any) -> Self:
+        """An optimizer as a name of the catalogue gives it.
+
+        Args:
+            bound: what the name binds, which may be without effect; None: the groups are some of a mixture's, and what
+                acts in none of them may act in others.
+            params: as for the class.
+            **given: all options.
+        """
         made = cls.__new__(cls)
-        made._is_whole = False
+        made._bound = bound
         cls.__init__(made, params, **given)
+        del made._bound
         return made
+
+    def bound_of(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options of a group that nobody gave, since they came with a name."""
+        return self._bound or {}
 
     def _check_effects(self) -> None:
         """Raise, or warn, where an option was given and acts in none of the groups that have it."""
         kind = type(self).__name__
-        groups: dict[type[Rule], list[SimpleNamespace]] = {}
+        groups: dict[type[Rule], list[tuple[SimpleNamespace, Mapping[str, Any]]]] = {}
         for group in self.param_groups:
             rule = self.rule_of(group)
-            decay = rule.decay(SimpleNamespace(**group))
-            groups.setdefault(rule, []).append(SimpleNamespace(**{**group, "decay": decay}))
-        for rule, all_of_rule in groups.items():
+            h = SimpleNamespace(**{**group, "decay": rule.decay(SimpleNamespace(**group))})
+            groups.setdefault(rule, []).append((h, self.bound_of(group)))
+        for rule, pairs in groups.items():
             for name, option in declared(rule).items():
                 default = COMMON_DEFAULTS.get(name, option.default)
-                given = [h for h in all_of_rule if _differs(vars(h).get(name, default), default)]
+                given = [h for h, bound in pairs if _differs(vars(h).get(name, default), bound.get(name, default))]
                 for need in (*option.needs, *rule.acts_with.get(name, ())):
                     unmet = [need.unmet(h) for h in given]
                     if given and all(unmet):
                         message = f"{kind}: {name}={getattr(given[0], name)!r} has no effect{unmet[0]}"
                         if need.raises:
                             raise ValueError(message)
-                        warnings.warn(message, stacklevel=4)
+                        warnings.warn(message, stacklevel=_users_level())
 
     def check_parameter(self, index: int, position: int) -> None:
         """Raise for a parameter that cannot be moved, or cannot have its state as its group asks for it.
@@ -439,7 +452,7 @@ class Optimizer(Unwrappable, Rule):
         found = self.fallback(SimpleNamespace(**values))
         if found is not None:
             rule, own = found
-            rule.part([torch.nn.Parameter(torch.zeros(1, device="cpu"))], **own)  # type: ignore[attr-defined]
+            rule.named(None, [torch.nn.Parameter(torch.zeros(1, device="cpu"))], **own)  # type: ignore[attr-defined]
             for name in ("before_step", "after_step", "check_mode"):
                 if getattr(rule, name).__func__ is not getattr(Rule, name).__func__:
                     raise ValueError(
@@ -543,6 +556,14 @@ def _defaults_of(kind: Any) -> Mapping[str, Any]:
     """The options of a rule that nobody was told anything about."""
     defaults: dict[str, Any] = kind([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).defaults
     return defaults
+
+
+def _users_level() -> int:
+    """How many calls up from the caller the user's own line is, for warnings."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("descend."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _differs(value: Any, default: Any) -> bool:
