@@ -19,13 +19,13 @@ race: $(VENV)/.lab  ## set up, race eight optimizers on digits, write runs/race/
 	$(VENV)/bin/descend race
 
 test: $(VENV)/.dev  ## set up, run the tests but those marked slow
-	$(RUN) pytest -n 2 -m "not slow"
+	$(RUN) pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.dev  ## those: every text of every optimizer, compiled
-	$(RUN) pytest -n 2 -m slow
+	$(RUN) pytest -n 2 --dist loadgroup -m slow
 
 test-all: $(VENV)/.dev  ## both
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist loadgroup
 
 VERSIONS := 2.6.0 2.9.1 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
 ON_VERSIONS := $(addprefix tests/test_,every_torch.py half_precision.py plain_tensors.py compiler.py)

@@ -81,6 +81,8 @@ def _bytes(value: Any) -> bytes:
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
+
+
 def _context() -> Any:
     """Processes that start as copies of one that has imported what they run."""
     context = mp.get_context("forkserver")

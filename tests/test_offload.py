@@ -13,7 +13,6 @@ from torch import nn
 
 import descend
 from descend.engine import offload, placing, plan
-from descend.engine.executors import kernels
 
 SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
 every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
@@ -65,8 +64,7 @@ def test_offloaded_storages_give_the_same_bits(name: str, options: dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("AdamW", "Lamb", "Prodigy"))
-def test_offloaded_state_is_compiled_for_once(name: str, far: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def test_offloaded_state_is_compiled_for_once(name: str, far: list[int]) -> None:
     row = next(row for row in ROWS if row.name == name)
     offloaded, usual = run(row, fused=True, offload_state=True), run(row, fused=True)
     start = small.parameters(torch.float32, SHAPES)
