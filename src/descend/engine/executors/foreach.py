@@ -10,8 +10,9 @@ from torch import Tensor
 
 from descend.engine.executors import loop
 from descend.engine.executors.profile import profile
+from descend.engine.executors.sums import StepGenerator, Totals, over_all
 from descend.engine.job import Job, real, values_of
-from descend.engine.known import Known, OverallKnown, Pause, State
+from descend.engine.known import Answered, Known, NeedSums, State
 from descend.engine.rule import Rule
 from descend.engine.tensorlist import TensorList
 from descend.engine.text import advance
@@ -20,30 +21,29 @@ from descend.engine.text import advance
 BATCH_BYTES = 32 << 20
 
 
-def run(
-    rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]], memory: dict[str, Any]
-) -> list[tuple[Any, ...]]:
-    """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
-    partials: list[tuple[Any, ...]] = []
+def run(jobs: Sequence[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
+    """Carry the jobs of a rule over one step; generators of the batches that need sums over all tensors."""
+    generators: list[StepGenerator] = []
     for batch in _batches(jobs, memory):
-        if profile(rule, batch[0]).overall > len(totals):
-            partials.append(_partial_sums(rule, batch, totals))
-            continue
-        _advance(rule, batch, totals)
-        for job in batch:
-            job.done = True
-    return partials
+        if profile(batch[0].rule, batch[0]).overall > len(totals):
+            generators.append(_steps(batch, totals))
+        else:
+            _move(batch, totals)
+    return generators
+
+
+def _steps(batch: Sequence[Job], totals: Totals) -> StepGenerator:
+    """Ask for the sums over all tensors, then move the batch."""
+    while profile(batch[0].rule, batch[0]).overall > len(totals):
+        totals = [*totals, tuple((yield over_all(batch[0], [_partial_sums(batch, totals)])))]
+    _move(batch, totals)
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> list[list[Job]]:
-    """The jobs in batches, as before where they are the same and what a batch has in common still is."""
-    kept = memory.get("foreach")
-    if kept is not None and kept[0] == jobs:
-        batches: list[list[Job]] = kept[1]
-        if all(_agrees(batch) for batch in batches):
-            return batches
-    batches = list(_cut(jobs))
-    memory["foreach"] = jobs, batches
+    """The jobs in batches, as before where what a batch has in common still is."""
+    batches: list[list[Job]] | None = memory.get("batches")
+    if batches is None or not all(map(_agrees, batches)):
+        batches = memory["batches"] = list(_cut(jobs))
     return batches
 
 
@@ -71,25 +71,37 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
-def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
-    first, k = batch[0], _known(batch, totals)
+def _move(batch: Sequence[Job], totals: Totals) -> None:
+    _advance(batch, totals)
+    for job in batch:
+        job.done = True
+
+
+def _advance(batch: Sequence[Job], totals: Totals) -> None:
+    rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
     if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
         state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
-        advance(rule, TensorList([job.param for job in batch]), TensorList([job.grad for job in batch]), state, k)  # type: ignore[arg-type]
+        _advance_lists(rule, [job.param for job in batch], [job.grad for job in batch], state, k)
         return
     maths = first.maths
     params, grads, resting = _gather(batch)
     p, s = _load(batch, params, resting)
     g = [g.to(maths) for g in grads]
-    state = State({name: TensorList(tensors) for name, tensors in s.items()})
-    advance(rule, TensorList(p), TensorList(g), state, k)  # type: ignore[arg-type]
+    _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
-        values = {name: tensors[i] for name, tensors in s.items()}
-        stored = job.rests.store(params[i], resting[i], p[i], values, job.dice())
+        slots = {name: tensors[i] for name, tensors in s.items()}
+        stored = job.rests.store(params[i], resting[i], p[i], slots, job.dice())
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
+
+
+def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[Tensor], state: State, k: Known) -> None:
+    """The text on lists that answer as one tensor."""
+    p: Any = TensorList(params)
+    g: Any = TensorList(grads)
+    advance(rule, p, g, state, k)
 
 
 def _lie_alike(batch: Sequence[Job]) -> bool:
@@ -98,9 +110,9 @@ def _lie_alike(batch: Sequence[Job]) -> bool:
     return not [p for p, g in pairs if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride()]
 
 
-def _partial_sums(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
     """The batch's part of the first sums over all tensors that are not known yet; nothing is changed."""
-    maths = batch[0].maths
+    rule, maths = batch[0].rule, batch[0].maths
     params, grads, resting = _gather(batch)
     p = [job.rests.parameter(p, s, maths) for job, p, s in zip(batch, params, resting, strict=True)]
     g = [g.to(maths) for g in grads]
@@ -111,9 +123,9 @@ def _partial_sums(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Ten
 
     state = loop.Scratch(batch[0].slots, slot)
     try:
-        advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
-    except Pause as pause:
-        return tuple(pause.partials)
+        _advance_lists(rule, p, g, state, _known(batch, totals))
+    except NeedSums as need:
+        return list(need.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
 
 
@@ -132,9 +144,9 @@ def _load(
     return [p for p, _ in loaded], {name: [s[name] for _, s in loaded] for name in batch[0].slots}
 
 
-def _known(batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> Known:
+def _known(batch: Sequence[Job], totals: Totals) -> Known:
     first = batch[0]
     there = [tuple(total.to(first.param.device) for total in sums) for sums in totals]
     known = {name: v.to(first.maths) if isinstance(v, Tensor) else v for name, v in first.known.items()}
     numel = tuple(float(real(job.param).numel()) for job in batch)
-    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(there))
+    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, Answered(there))
