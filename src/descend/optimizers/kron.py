@@ -15,10 +15,10 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot
-from descend.engine.text import has_stages, take
+from descend.engine.text import decay_amount
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
 from descend.randomness import normal, uniform
-from descend.terms import add_scaled, ema, finite_else, plus
+from descend.terms import add_scaled, ema, finite_else
 
 Probability = float | Callable[[float], float] | None
 
@@ -170,37 +170,29 @@ class Kron(Optimizer):
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         counter = c.update_counter + 1
         fits = counter >= 1 / _probability(h, t - 1)
+        share = 2 * _draw(h.seed, t, _DECAY) if h.stochastic_weight_decay else 1.0
         c.update_counter = 0.0 if fits else counter
         return {
             "pull": 1 - h.momentum,
             "debias": 1 / (1 - h.momentum**t),
             "fits": fits,
             "balances": fits and _draw(h.seed, t, _BALANCE) < 0.01,
-            "decay_share": 2 * _draw(h.seed, t, _DECAY) if h.stochastic_weight_decay else 1.0,
+            "weight_decay": share * h.weight_decay,
+            "decay_amount": share * decay_amount(h),
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "decoupled" if h.decoupled_decay else "own"
-
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        u = cls.direction(p, g, s, k)
-        if k.decay == "own":
-            u = plus(u, p, k.decay_share * k.weight_decay)
-        else:
-            amount = k.decay_share * k.decay_amount
-            k = k.but(decay_amount=amount, decay_factor=1 - amount)
-        take(p, u, finite_else(g, 0.0) if has_stages(k) else g, k)
+        return "decoupled" if h.decoupled_decay else "direction"
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        m = ema(s.momentum_buffer, finite_else(g, 0.0), k.pull).reshape(k.flat) * k.debias
+        m = ema(s.momentum_buffer, g, k.pull).reshape(k.flat) * k.debias
         factors = [getattr(s, f"Q_{i}") for i in range(len(k.flat))]
         if k.balances and len(factors) > 1:
             balance(factors)
         if k.fits:
-            fit(factors, m if k.momentum_into_precond_update else finite_else(g, 0.0).reshape(k.flat), k)
+            fit(factors, m if k.momentum_into_precond_update else g.reshape(k.flat), k)
         u = m
         for i, q in enumerate(factors):
             u = times(times(u, q, i, k), q, i, k, transposed=True)

@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from descend.engine.known import Known, State
+from descend.engine.known import Known
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.rule import Rule
 from descend.engine.sharding.layout import processes
 from descend.optimizers.adam import AdamW, NAdamW
-from descend.terms import finite_else
 
 _LEAST_SIZE = 4
 _LARGEST_RATIO = 128
@@ -87,10 +86,6 @@ class MatrixRule(Optimizer):
     @classmethod
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
         return {"matrices": matrices_shape(h, p), "gain": cls.gain(h, p)}
-
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        super().move(p, finite_else(g, 0.0), s, k)
 
 
 def rule_named(name: str) -> type[Optimizer]:

@@ -14,9 +14,8 @@ from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, signed
-from descend.engine.text import shape_direction
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
-from descend.terms import add_scaled, ema, finite_else, scale
+from descend.terms import ema
 
 # What norm_kwargs may hold for each norm, and the dimensions that a parameter must have for it.
 _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
@@ -151,20 +150,16 @@ class Scion(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        return {"kept": 1 - h.lr}
+        return {"decay_amount": h.lr}
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "own"
+        return "none" if h.unconstrained else "decoupled"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        g = finite_else(g, 0.0)
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         m = ema(s.momentum_buffer, g, k.momentum) if "momentum_buffer" in s else g
-        u = shape_direction(_corner(m, k) * k.scale, g, k)
-        if not k.unconstrained:
-            scale(p, k.kept)
-        add_scaled(p, u, -k.lr)
+        return _corner(m, k) * k.scale
 
 
 def _corner(m: Tensor, k: Known) -> Tensor:

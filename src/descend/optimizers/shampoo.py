@@ -139,7 +139,6 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        g = finite_else(g, 0.0)
         move_factors(g, s, k)
         moments(g, s, k, (k.weight1, k.graft_weight))
         d = s.exp_avg / root(s.exp_avg_sq, k.graft_debias, k.grafting_eps)

@@ -10,13 +10,13 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, keep_norm, shape_direction
+from descend.engine.text import decay_amount
 from descend.linear import along, eigenbasis, gram, power_step, product, rounding, transpose, without_rounding
 from descend.optimizers.routed import check_whole, expect_matrices
-from descend.terms import add_scaled, assign, blend, ema, ema_sq, finite_else, root
+from descend.terms import assign, blend, ema, ema_sq, finite_else, root
 
 
 class SOAP(Optimizer):
@@ -130,16 +130,19 @@ class SOAP(Optimizer):
             "weight1": 1 - beta1,
             "weight2": 1 - beta2,
             "factor_weight": 1 - (h.shampoo_beta if h.shampoo_beta >= 0 else beta2),
-            "gain": (1 - beta2**taken) ** 0.5 / (1 - beta1**taken) if corrects else 1.0,
+            "gain": (1 - beta2**taken) ** 0.5 / (1 - beta1**taken) if corrects else float(taken > 0),
+            "decay_amount": decay_amount(h) if taken > 0 else 0.0,
             "first": taken == 0,
             "refresh": taken > 0 and taken % h.precondition_frequency == 0,
         }
 
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "after"
+
     @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        g = finite_else(g, 0.0)
-        if not k.first:
-            take_and_decay(p, cls.direction(p, g, s, k), g, k)
+    def direction(cls, p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        d = torch.zeros_like(g) if k.first else rotated_adam(g, s, k)
         factors = [getattr(s, f"GG_{i}") for i in k.factored]
         measured = [finite_else(m, f) for m, f in zip(cls.measure(g, s, k), factors, strict=True)]
         if k.first:
@@ -151,20 +154,12 @@ class SOAP(Optimizer):
             ema(f, m, k.factor_weight)
         if k.refresh:
             refresh_bases(s, k)
+        return d
 
     @staticmethod
     def measure(g: Tensor, s: State, k: Known) -> list[Tensor]:
         """What a gradient says of each factor."""
         return [gram(g, i) for i in k.factored]
-
-    @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        bases = bases_of(s, k)
-        rotated = rotate(g, bases, k)
-        ema(s.exp_avg, rotated, k.weight1)
-        ema_sq(s.exp_avg_sq, rotated, k.weight2)
-        d = rotate_back(s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), bases, k)
-        return d / (k.rms(d) + 1e-30) if k.normalize_grads else d
 
 
 class KLSOAP(SOAP):
@@ -237,6 +232,16 @@ class KLSOAP(SOAP):
         return measured
 
 
+def rotated_adam(g: Tensor, s: State, k: Known) -> Tensor:
+    """Adam's direction, found in the coordinates of the eigenbases."""
+    bases = bases_of(s, k)
+    rotated = rotate(g, bases, k)
+    ema(s.exp_avg, rotated, k.weight1)
+    ema_sq(s.exp_avg_sq, rotated, k.weight2)
+    d = rotate_back(s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), bases, k)
+    return d / (k.rms(d) + 1e-30) if k.normalize_grads else d
+
+
 def bases_of(s: State, k: Known) -> list[Tensor]:
     """The eigenbases of the factored dimensions."""
     return [getattr(s, f"Q_{i}") for i in k.factored]
@@ -272,13 +277,3 @@ def refresh_bases(s: State, k: Known) -> None:
                 assign(getattr(s, name), getattr(s, name).index_select(dim, order))
         assign(q, power_step(basis.index_select(-1, order), powered.index_select(-1, order), q.dtype))
     assign(s.exp_avg, rotate(exp_avg, bases_of(s, k), k))
-
-
-def take_and_decay(p: Tensor, d: Tensor, g: Tensor, k: Known) -> None:
-    """p ← p − step_size·d, then the decoupled decay of what that gives."""
-    d = shape_direction(d, g, k)
-    if k.hyperball:
-        keep_norm(p, d, k)
-    else:
-        add_scaled(p, d, -k.step_size)
-        decay_weights(p, d, k)
