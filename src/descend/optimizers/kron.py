@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +12,12 @@ from typing_extensions import Unpack
 
 from descend.engine.executors import loop
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.optimizer import Decay
 from descend.engine.options import Common
 from descend.engine.slots import Slot
 from descend.engine.text import decay_amount
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
+from descend.optimizers.routed import Preconditioned, check_fallback
 from descend.randomness import normal, uniform
 from descend.terms import add_scaled, ema, finite_else
 
@@ -27,7 +28,7 @@ _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float
 _PROBE, _BALANCE, _DECAY = range(3)
 
 
-class Kron(Optimizer):
+class Kron(Preconditioned):
     """PSGD with Kronecker factors Q_L, Q_R, upper triangular.
 
     ::
@@ -66,6 +67,10 @@ class Kron(Optimizer):
         stochastic_weight_decay: multiply weight_decay by a random number between 0 and 2 at every step.
         deterministic: accepted for timm's sake and without effect: random numbers are always repeatable.
         seed: of the random numbers; they depend on it, the step, and a tensor's size and element, and on nothing else.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those with diagonal factors alone.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`. The corrected and the cautious weight decay act with
             ``decoupled_decay``.
 
@@ -83,7 +88,6 @@ class Kron(Optimizer):
         Lie-Group Preconditioners, 2024, arXiv 2402.04553. Options and schedule as in timm.
     """
 
-    reach: ClassVar[Reach] = "matrix"
     carried: ClassVar = {"update_counter": 0.0}
     structural: ClassVar[frozenset[str]] = frozenset(
         ("max_size_triangular", "min_ndim_triangular", "flatten_start_dim", "flatten_end_dim", "seed")
@@ -113,6 +117,9 @@ class Kron(Optimizer):
         stochastic_weight_decay: bool = False,
         deterministic: bool = False,
         seed: int = 1337,
+        fallback: str | None = None,
+        fallback_options: Mapping[str, Any] | None = None,
+        fallback_lr_scale: float = 1.0,
         **common: Unpack[Common],
     ) -> None:
         step = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed, deterministic=deterministic)
@@ -126,10 +133,16 @@ class Kron(Optimizer):
         )
         decay = dict(decoupled_decay=decoupled_decay, stochastic_weight_decay=stochastic_weight_decay)
         flat = dict(flatten=flatten, flatten_start_dim=flatten_start_dim, flatten_end_dim=flatten_end_dim)
-        super().__init__(params, {**step, **shape, **factors, **fit, **decay, **flat}, **common)
+        route = dict(fallback=fallback, fallback_options=fallback_options, fallback_lr_scale=fallback_lr_scale)
+        super().__init__(params, {**step, **shape, **factors, **fit, **decay, **flat, **route}, **common)
 
     @staticmethod
     def check(h: Any) -> None:
+        check_fallback(h)
+        if h.fallback is not None and h.memory_save_mode == "all_diag":
+            raise ValueError(
+                f"fallback={h.fallback!r} with memory_save_mode='all_diag', which leaves no matrix to Kron"
+            )
         if h.momentum == 1:
             raise ValueError(f"momentum={h.momentum!r}, expected a number in [0, 1): nothing would ever move")
         if h.memory_save_mode not in (None, "one_diag", "smart_one_diag", "all_diag"):
@@ -149,6 +162,10 @@ class Kron(Optimizer):
         for name in ("mu_dtype", "precond_dtype"):
             if _dtype(getattr(h, name)) not in (None, *_DTYPES.values()):
                 raise ValueError(f"{name}={getattr(h, name)!r}, expected None or one of {sorted(_DTYPES)}")
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return not all(diagonals(h, flattened(h, p)))
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

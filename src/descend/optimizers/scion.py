@@ -11,9 +11,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.optimizer import Decay
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.slots import Slot, signed
+from descend.optimizers.routed import Preconditioned, check_fallback
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
 from descend.terms import ema
 
@@ -29,7 +30,7 @@ _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
 }
 
 
-class Scion(Optimizer):
+class Scion(Preconditioned):
     """Scion, stochastic conditional gradients with operator norms.
 
     ::
@@ -64,6 +65,10 @@ class Scion(Optimizer):
         ns_coefficients: their coefficients, see :func:`~descend.orthogonal.orthogonalize`.
         eps: added to what is divided by, ≥ 0.
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those that the norm is not for, and vectors under "Auto".
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -79,7 +84,6 @@ class Scion(Optimizer):
         Pethick et al., Training Deep Learning Models with Norm-Constrained LMOs, 2025, arXiv 2502.07529.
     """
 
-    reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(("ns_steps",))
     refused: ClassVar[Mapping[str, str]] = {**OWN_DECAY, **OWN_STEP}
 
@@ -97,11 +101,15 @@ class Scion(Optimizer):
         ns_coefficients: Coefficients = "keller",
         eps: float = 1e-8,
         ns_dtype: str | None = None,
+        fallback: str | None = None,
+        fallback_options: Mapping[str, Any] | None = None,
+        fallback_lr_scale: float = 1.0,
         **common: Unpack[Common],
     ) -> None:
         ball = dict(norm=norm, norm_kwargs=_pairs(norm_kwargs), scale=scale, unconstrained=unconstrained)
         polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, ns_dtype=ns_dtype)
-        super().__init__(params, dict(lr=lr, momentum=momentum, eps=eps, **ball, **polar), **common)
+        route = dict(fallback=fallback, fallback_options=fallback_options, fallback_lr_scale=fallback_lr_scale)
+        super().__init__(params, dict(lr=lr, momentum=momentum, eps=eps, **ball, **polar, **route), **common)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; its ``norm_kwargs`` may be a dict."""
@@ -111,6 +119,7 @@ class Scion(Optimizer):
 
     @staticmethod
     def check(h: Any) -> None:
+        check_fallback(h)
         coefficient_sequence(h.ns_coefficients, h.ns_steps)
         if h.ns_dtype not in (None, *NS_DTYPES):
             raise ValueError(f"ns_dtype={h.ns_dtype!r}, expected None, 'bfloat16' or 'float32'")
@@ -128,6 +137,11 @@ class Scion(Optimizer):
             raise ValueError(f"momentum={h.momentum!r}, expected a number in (0, 1]: it is the new gradient's weight")
         if not h.scale > 0:
             raise ValueError(f"scale={h.scale!r}, expected a number > 0")
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        vector = h.norm == "Auto" and p.dim() < 2
+        return p.dim() in _NORMS[h.norm][1] and not vector and not p.is_complex()
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,18 +11,17 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.linear import along, gram, inverse_root
 from descend.optimizers.adam import bias_correction, moments
-from descend.optimizers.routed import check_whole, expect_matrices
+from descend.optimizers.routed import Preconditioned, check_fallback, check_whole, expect_matrices
 from descend.terms import assign, blend, ema, finite_else, root
 
 Block = tuple[tuple[int, int], ...]
 
 
-class Shampoo(Optimizer):
+class Shampoo(Preconditioned):
     """Shampoo, blocked and grafted: Kronecker factors give the direction, Adam the length.
 
     ::
@@ -48,6 +47,10 @@ class Shampoo(Optimizer):
         grafting: whose length the step takes: "adam", or None for U as it is.
         grafting_beta2: decay rate of the average of squares, in [0, 1).
         grafting_eps: added to Adam's denominator, ≥ 0.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): vectors, numbers and complex parameters.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -65,7 +68,6 @@ class Shampoo(Optimizer):
         Shampoo Optimizer for Training Neural Networks At-Scale, 2023, arXiv 2309.06497.
     """
 
-    reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(
         ("max_preconditioner_dim", "precondition_frequency", "start_preconditioning_step")
     )
@@ -85,18 +87,24 @@ class Shampoo(Optimizer):
         grafting: str | None = "adam",
         grafting_beta2: float = 0.999,
         grafting_eps: float = 1e-8,
+        fallback: str | None = None,
+        fallback_options: Mapping[str, Any] | None = None,
+        fallback_lr_scale: float = 1.0,
         **common: Unpack[Common],
     ) -> None:
         graft = dict(grafting=grafting, grafting_beta2=grafting_beta2, grafting_eps=grafting_eps)
         when = dict(
             precondition_frequency=precondition_frequency, start_preconditioning_step=start_preconditioning_step
         )
+        route = dict(fallback=fallback, fallback_options=fallback_options, fallback_lr_scale=fallback_lr_scale)
         step = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, {**step, "max_preconditioner_dim": max_preconditioner_dim, **when, **graft}, **common)
+        own = {**step, "max_preconditioner_dim": max_preconditioner_dim, **when, **graft, **route}
+        super().__init__(params, own, **common)
         expect_matrices(self, "AdamW", lambda h, p: p.dim() > 1, strict=True)
 
     @staticmethod
     def check(h: Any) -> None:
+        check_fallback(h)
         if h.eps == 0:
             raise ValueError("eps=0, expected a number > 0: factors of low rank have no inverse root without")
         check_whole("max_preconditioner_dim", h.max_preconditioner_dim)
@@ -109,6 +117,10 @@ class Shampoo(Optimizer):
             raise ValueError(f"grafting_beta2={h.grafting_beta2!r}, expected a number in [0, 1)")
         if not h.grafting_eps >= 0:
             raise ValueError(f"grafting_eps={h.grafting_eps!r}, expected a number >= 0")
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return p.dim() > 1 and not p.is_complex()
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

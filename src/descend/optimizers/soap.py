@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,16 +10,16 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.optimizer import Decay
 from descend.engine.options import Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_amount
 from descend.linear import along, eigenbasis, gram, power_step, product, rounding, transpose, without_rounding
-from descend.optimizers.routed import check_whole, expect_matrices
+from descend.optimizers.routed import Preconditioned, check_fallback, check_whole, expect_matrices
 from descend.terms import assign, blend, ema, ema_sq, finite_else, root
 
 
-class SOAP(Optimizer):
+class SOAP(Preconditioned):
     """SOAP, Adam in slowly rotating coordinates.
 
     ::
@@ -49,6 +49,10 @@ class SOAP(Optimizer):
         precondition_1d: give vectors a factor too.
         normalize_grads: bring every step to the root mean square 1.
         correct_bias: correct the averages for their start at 0.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those without a factor.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -64,7 +68,6 @@ class SOAP(Optimizer):
         Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024, arXiv 2409.11321.
     """
 
-    reach: ClassVar[Reach] = "matrix"
     #: Along a dimension of size 1 there is nothing to rotate.
     least_dim: ClassVar[int] = 2
     structural: ClassVar[frozenset[str]] = frozenset(("precondition_frequency", "max_precond_dim"))
@@ -84,11 +87,15 @@ class SOAP(Optimizer):
         precondition_1d: bool = False,
         normalize_grads: bool = False,
         correct_bias: bool = True,
+        fallback: str | None = None,
+        fallback_options: Mapping[str, Any] | None = None,
+        fallback_lr_scale: float = 1.0,
         **common: Unpack[Common],
     ) -> None:
         adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
         factors = dict(precondition_frequency=precondition_frequency, max_precond_dim=max_precond_dim)
-        own = {**adam, **factors, "shampoo_beta": shampoo_beta, "normalize_grads": normalize_grads}
+        route = dict(fallback=fallback, fallback_options=fallback_options, fallback_lr_scale=fallback_lr_scale)
+        own = {**adam, **factors, **route, "shampoo_beta": shampoo_beta, "normalize_grads": normalize_grads}
         super().__init__(params, {**own, "precondition_1d": precondition_1d}, **common)
         expect_matrices(
             self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d, strict=True
@@ -98,6 +105,7 @@ class SOAP(Optimizer):
     def check(h: Any) -> None:
         check_whole("precondition_frequency", h.precondition_frequency)
         check_whole("max_precond_dim", h.max_precond_dim)
+        check_fallback(h)
         if not h.shampoo_beta < 1:
             raise ValueError(
                 f"shampoo_beta={h.shampoo_beta!r}, expected a number < 1; negative for the second of betas"
@@ -109,6 +117,10 @@ class SOAP(Optimizer):
         if p.is_complex() or (p.dim() == 1 and not h.precondition_1d):
             return ()
         return tuple(i for i, n in enumerate(p.shape) if cls.least_dim <= n <= h.max_precond_dim)
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return bool(cls.factored(h, p))
 
     @classmethod
     def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
@@ -186,6 +198,10 @@ class KLSOAP(SOAP):
         precondition_1d: give vectors a factor too.
         normalize_grads: bring every step to the root mean square 1.
         correct_bias: correct the averages for their start at 0.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those without a factor.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
