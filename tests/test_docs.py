@@ -52,7 +52,9 @@ def _own_registry() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_own_registry")
-@pytest.mark.parametrize("page", [p for p in PAGES if code(p) and p.name not in PATTERNS | ELSEWHERE], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if code(p) and p.name not in PATTERNS | ELSEWHERE], ids=lambda p: p.name
+)
 def test_code_runs_and_prints_what_it_says(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

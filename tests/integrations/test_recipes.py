@@ -18,7 +18,14 @@ FOLDER = Path(__file__).parent.parent.parent / "docs" / "frameworks"
 PAGES = sorted(FOLDER.glob("*.md"))
 COMING = sorted(FOLDER.parent.glob("from_*.md"))
 #: What a page needs but torch.
-NEEDS = {"peft": ("peft", "transformers"), "torch": (), "torchtitan": (), "README": (), "from_dion": (), "from_timm": ()}
+NEEDS = {
+    "peft": ("peft", "transformers"),
+    "torch": (),
+    "torchtitan": (),
+    "README": (),
+    "from_dion": (),
+    "from_timm": (),
+}
 
 
 def code(page: Path) -> list[str]:
