@@ -70,3 +70,10 @@ def test_a_box_of_the_layers_imports_only_from_boxes_below_it() -> None:
     assert all(height[name] > height[other] for name, others in below.items() for other in others)
     assert {"optimizers", "catalogue", "engine.executors", "terms"} <= set(height)
     assert layers.svg(below).count("<rect ") == len(below)
+
+
+def test_tables_of_docstrings_become_markdown() -> None:
+    table = make_site.prose(
+        "such as\n\n====  ======\nname  what\n====  ======\na|b   of two\nc     one\n====  ======\n\nend"
+    )
+    assert table == "such as\n\n| name | what |\n|---|---|\n| a\\|b | of two |\n| c | one |\n\nend"

@@ -35,6 +35,7 @@ STYLE = ROOT / "tools" / "site"
 FRAMEWORKS = ROOT / "docs" / "frameworks"
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
+RULES = re.compile(r"^(=+(?:  +=+)+)\n(.*)\n\1\n((?:.*\n)*?)\1$", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Warns|Example|Reference|Note|Yields):$", re.MULTILINE)
 STORAGES: tuple[Any, ...] = (torch.float32, torch.bfloat16, "int8", "int4")
 RECORD = json.loads((ROOT / "docs" / "capabilities.json").read_text(encoding="utf-8"))
@@ -77,8 +78,8 @@ def sections(documented: Any) -> dict[str, str]:
 
 
 def prose(text: str) -> str:
-    """Docstring text as Markdown: literal blocks are fenced, double backticks single, roles code."""
-    lines = ROLE.sub(r"`\1`", text).replace("``", "`").split("\n")
+    """Docstring text as Markdown: literal blocks are fenced, double backticks single, roles code, tables have bars."""
+    lines = RULES.sub(barred, ROLE.sub(r"`\1`", text)).replace("``", "`").split("\n")
     out: list[str] = []
     while lines:
         line = lines.pop(0)
@@ -91,6 +92,14 @@ def prose(text: str) -> str:
             block.append(lines.pop(0))
         out += ["```text", inspect.cleandoc("\n".join(["", *block])), "```", ""]
     return "\n".join(out)
+
+
+def barred(table: re.Match[str]) -> str:
+    """A table of reStructuredText, whose columns rules of equals signs mark, as Markdown."""
+    columns = [column.span() for column in re.finditer("=+", table[1])]
+    rows = [[line[left : right + 1].strip() for left, right in columns] for line in (table[2], *table[3].splitlines())]
+    head, *body = [f"| {' | '.join(map(cell, row))} |" for row in rows]
+    return "\n".join([head, "|---" * len(columns) + "|", *body])
 
 
 def entries(text: str) -> dict[str, str]:
