@@ -108,6 +108,11 @@ def other_names(kind: type) -> str:
     theirs = elsewhere.TORCH.get(name, name)
     transformers = [f"`{each}`" for each in elsewhere.TRANSFORMERS.get(name, ())]
     kohya = [f"`{each}`" for each in elsewhere.KOHYA.get(name, ())]
+    in_place = f"`descend.{name}` in its place"
+    if hasattr(kind, "averaged"):
+        in_place = "–: the scripts call `eval()` for their own names only"
+    elif not infos(kind):
+        in_place = "–: it needs an optimizer to wrap"
     rows = [
         ("timm 1.0.31, `create_optimizer_v2`", ", ".join(timm), "[Coming from timm](../from_timm.md)"),
         (
@@ -116,7 +121,7 @@ def other_names(kind: type) -> str:
             "[Coming from torch.optim](../from_torch.md)",
         ),
         ("transformers, `optim=`", ", ".join(transformers), "[the Trainer](../frameworks/transformers.md)"),
-        ("kohya's scripts, `--optimizer_type`", ", ".join(kohya), f"`descend.{name}` in its place"),
+        ("kohya's scripts, `--optimizer_type`", ", ".join(kohya), in_place),
     ]
     lines = "\n".join(f"| {where} | {found or '–'} | {how} |" for where, found, how in rows)
     return f"| where | its name there | with descend |\n|---|---|---|\n{lines}\n"
