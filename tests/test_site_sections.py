@@ -41,7 +41,7 @@ def test_costs_say_why_a_step_is_not_counted() -> None:
 def test_evidence_is_that_of_the_optimizer_alone() -> None:
     assert "schedule-free AdamW 0.85" in sections.evidence(descend.ScheduleFreeAdamW)
     lion = sections.evidence(descend.Lion)
-    assert "Try it for memory is short" in lion
+    assert "memory is short: `Lion` and `SGD` keep 4 bytes" in lion
     assert "Lion and sign momentum do well" in lion
     assert "Sophia" not in lion
     assert sections.evidence(descend.Rprop).startswith("None of the comparisons")

@@ -77,7 +77,11 @@ def statements() -> Iterator[tuple[str, str, str]]:
             for row in block.splitlines()[2:]:
                 first, *rest = (cell.strip() for cell in row.strip("|").split(" | "))
                 start = title == "Where to start"
-                yield f"Try it for {first}" if start else f"{source}, {first}", rest[1] if start else rest[0], rest[0]
+                yield (
+                    f"[Where to start](../choosing.md#where-to-start), {first}" if start else f"{source}, {first}",
+                    rest[1] if start else rest[0],
+                    rest[0],
+                )
         elif title == "Evidence" and block.startswith("**"):
             found = re.match(r"\*\*(.*?)\*\*(?: \((?:\[[^]]*\]\([^)]*\)|[^()]|\([^)]*\))*\))?", block)
             assert found, block
