@@ -176,7 +176,7 @@ def in_rules() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "momentum=1 divides by zero", f"{timm} SGDP", "optimizers/projected.py",
-        "if h.momentum == 1:", "if h.momentum == 3:", BAD_INPUT, "momentum_of_one",
+        "Range(ge=0, lt=1, why=", "Range(ge=0, lt=3, why=", BAD_INPUT, "momentum_of_one",
     )  # fmt: skip
     yield Bug(
         "amsgrad keeps no maximum", "several", "terms.py",
@@ -262,8 +262,8 @@ def in_the_engine() -> Iterator[Bug]:
         "        if name not in known:", "        if not name:", BAD_INPUT, "unknown_options and Adam",
     )  # fmt: skip
     yield Bug(
-        "betas of 1 are accepted", f"{timm} AdamP, RAdam", "engine/options.py",
-        "not 0.0 <= beta < 1.0", "not 0.0 <= beta < 9.0", BAD_INPUT, "bad_values and AdamP",
+        "betas of 1 are accepted", f"{timm} AdamP, RAdam", "engine/ranges.py",
+        "Beta = Annotated[float, Range(ge=0, lt=1)]", "Beta = Annotated[float, Range(ge=0, lt=9)]", BAD_INPUT, "bad_values and AdamP",
     )  # fmt: skip
     yield Bug(
         "one operation a tensor in foreach", f"{timm}, trust ratios", "engine/tensorlist.py",

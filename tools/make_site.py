@@ -28,7 +28,8 @@ import table
 import torch
 
 import descend
-from descend.engine.options import Common
+from descend.engine.options import COMMON_DEFAULTS, Common
+from descend.engine.ranges import declared
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "tools" / "site"
@@ -123,15 +124,19 @@ def annotation(parameter: inspect.Parameter) -> str:
     return "" if kind is parameter.empty else kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
 
 
-def arguments(function: Any, told: dict[str, str]) -> str:
-    """A table of arguments with type, default, and what the docstring says."""
-    lines = ["| argument | type | default | meaning and range |", "|---|---|---|---|"]
+def arguments(thing: Any, told: dict[str, str]) -> str:
+    """A table of arguments with default and range, as the signature declares them, and what the docstring says."""
+    known = declared(thing) if isinstance(thing, type) else {}
+    function = thing.__init__ if isinstance(thing, type) else thing
+    lines = ["| argument | values | default | meaning |", "|---|---|---|---|"]
     for name, parameter in inspect.signature(function).parameters.items():
         if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
         kind = annotation(parameter)
         shown = f"`{kind}`" if kind else ""
+        if name in known and known[name].range != "any value":
+            shown = cell(known[name].meaning)
         lines.append(f"| `{name}` | {shown} | {default} | {cell(prose(told.get(name, '')))} |")
     rest = [name for name in told if name not in inspect.signature(function).parameters]
     lines += [f"| `{name}` | | | {cell(prose(told[name]))} |" for name in rest if name != "common"]
@@ -259,7 +264,7 @@ def optimizer_page(name: str, kind: type) -> str:
         text += [f"\n## Difference to {base.__name__}\n", f"From {link} to {name}:\n", fenced(changed, "diff")]
     text += [
         "\n## Arguments\n",
-        arguments(kind.__init__, entries(doc.get("Args", ""))),
+        arguments(kind, entries(doc.get("Args", ""))),
         "\nThe [common options](../common-options.md) are on every optimizer that is not a wrapper.\n",
         "## Evidence\n",
         more.evidence(kind),
@@ -311,7 +316,7 @@ def described(thing: Any) -> str:
     doc = sections(thing)
     text = [prose(doc.pop("")), ""]
     if told := entries(doc.pop("Args", "") or doc.pop("Attributes", "")):
-        text += [arguments(thing.__init__ if isinstance(thing, type) else thing, told), ""]
+        text += [arguments(thing, told), ""]
     for title, body in doc.items():
         if title == "Example":
             text += [f"**{title}**", "", fenced(body, "pycon"), ""]
@@ -325,8 +330,14 @@ def common_options() -> str:
     """The options that every optimizer has."""
     doc = sections(Common)
     told = entries(doc.get("Attributes", doc.get("Args", "")))
-    rows = "\n".join(f"| `{name}` | {cell(prose(meaning))} |" for name, meaning in told.items())
-    return f"# Common options\n\n{prose(doc[''])}\n\n| option | meaning |\n|---|---|\n{rows}\n"
+    known = declared(descend.Optimizer)
+    rows = "\n".join(
+        f"| `{name}` | {cell(known[name].meaning)} | `{COMMON_DEFAULTS[name]!r}` | {cell(prose(meaning))} |"
+        for name, meaning in told.items()
+    )
+    return (
+        f"# Common options\n\n{prose(doc[''])}\n\n| option | values | default | meaning |\n|---|---|---|---|\n{rows}\n"
+    )
 
 
 def capabilities() -> str:

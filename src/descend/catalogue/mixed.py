@@ -74,7 +74,7 @@ class Mixed(TwoPoints):
         own = {key: value for key, value in group.items() if key in takes or key in self._given}
         others = {key: value for key, value in group.items() if key not in own}
         options.reject_misspelt(f"Mixed, {name}", others, takes)
-        single = kind([others], **{**bound, **own})
+        single = kind.part([others], **{**bound, **own})
         made = single.param_groups[0]
         self._reject_known(made)
         self._kinds[name], self._names[name] = kind, tuple(single.defaults)
@@ -100,7 +100,7 @@ class Mixed(TwoPoints):
         kind = self.rule_of(group)
         takes = inspect.signature(kind).parameters.keys() | COMMON_DEFAULTS.keys()
         own = {name: value for name, value in group.items() if name in takes - {"params"}}
-        kind([torch.nn.Parameter(torch.zeros(4, 4, device="cpu"))], **own)
+        kind.part([torch.nn.Parameter(torch.zeros(4, 4, device="cpu"))], **own)
 
     def option_names(self, group: Mapping[str, Any]) -> Iterable[str]:
         """The names of the options of a group's rule."""

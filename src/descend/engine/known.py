@@ -38,11 +38,17 @@ class State:
     def of(cls, tensors: dict[str, Any]) -> State:
         """A dict's own tensors, whatever these are exchanged for."""
         state = cls.__new__(cls)
-        state.__dict__ = tensors
+        object.__setattr__(state, "__dict__", tensors)
         return state
 
     def __getattr__(self, name: str) -> Tensor:
         raise AttributeError(f"the rule uses state {name!r}, which its slots() does not declare")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Write a value into the state's own tensor: another in its place would be lost."""
+        mine = getattr(self, name)
+        if value is not mine:
+            mine.copy_(value)
 
     def __contains__(self, name: str) -> bool:
         return name in self.__dict__

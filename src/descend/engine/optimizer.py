@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -23,6 +21,7 @@ from descend.engine.executors.profile import profile
 from descend.engine.job import Job
 from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan, trial_job
+from descend.engine.ranges import declared
 from descend.engine.resolved import Resolved
 from descend.engine.rule import Decay, Reach, Rule
 from descend.engine.sharding.agreement import agree
@@ -54,6 +53,8 @@ class Optimizer(Unwrappable, Rule):
 
     #: State that a wrapper (Lookahead) keeps here beside the rule's: tensors as slots, numbers with their start.
     extra_state: Mapping[str, Slot | float] = {}
+    #: Whether it says itself that an option acts in none of its groups; of a part of a mixture the mixture says so.
+    _is_whole = True
     #: What moves parameters as their gradients come, after step_in_backward().
     _in_backward: BackwardHooks | None = None
     #: Over which processes sums over all tensors go besides, and how many groups these are known to agree about.
@@ -71,6 +72,8 @@ class Optimizer(Unwrappable, Rule):
         super().__init__(params, merged)
         self.defaults = {name: v.clone() if isinstance(v, Tensor) else v for name, v in merged.items()}
         self._check_trains()
+        if self._is_whole:
+            self._check_effects()
         if isinstance(self.defaults["state_dtype"], Mapping):
             self._check_state_names(self.defaults["state_dtype"], self.param_groups)
 
@@ -134,6 +137,34 @@ class Optimizer(Unwrappable, Rule):
                 "until some are not",
                 stacklevel=4,
             )
+
+    @classmethod
+    def part(cls, params: Any, **given: Any) -> Self:
+        """An optimizer that stands for some groups of another: what acts in none of its own may act in others."""
+        made = cls.__new__(cls)
+        made._is_whole = False
+        cls.__init__(made, params, **given)
+        return made
+
+    def _check_effects(self) -> None:
+        """Raise, or warn, where an option was given and acts in none of the groups that have it."""
+        kind = type(self).__name__
+        groups: dict[type[Rule], list[SimpleNamespace]] = {}
+        for group in self.param_groups:
+            rule = self.rule_of(group)
+            decay = rule.decay(SimpleNamespace(**group))
+            groups.setdefault(rule, []).append(SimpleNamespace(**{**group, "decay": decay}))
+        for rule, all_of_rule in groups.items():
+            for name, option in declared(rule).items():
+                default = COMMON_DEFAULTS.get(name, option.default)
+                given = [h for h in all_of_rule if _differs(vars(h).get(name, default), default)]
+                for need in (*option.needs, *rule.acts_with.get(name, ())):
+                    unmet = [need.unmet(h) for h in given]
+                    if given and all(unmet):
+                        message = f"{kind}: {name}={getattr(given[0], name)!r} has no effect{unmet[0]}"
+                        if need.raises:
+                            raise ValueError(message)
+                        warnings.warn(message, stacklevel=4)
 
     def check_parameter(self, index: int, position: int) -> None:
         """Raise for a parameter that cannot be moved, or cannot have its state as its group asks for it.
@@ -378,20 +409,19 @@ class Optimizer(Unwrappable, Rule):
     # ------------------------------------------------------------------ what a step works on
 
     def _check(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        kind = type(self).__name__
-        for name, default in defaults.items():
+        kind, known = type(self).__name__, declared(type(self))
+        for name in defaults:
             if name in self.refused and values[name]:
                 raise ValueError(f"{kind}: {name}={values[name]!r} is not possible: {self.refused[name]}")
-            fallback = COMMON_DEFAULTS.get(name, default)
-            class_default, optional = _signature(type(self)).get(name, (fallback, fallback is None))  # type: ignore[arg-type]
-            options.check_option(kind, name, values[name], class_default, optional)
+            if name in known and (wrong := known[name].fault(values[name])):
+                raise ValueError(f"{kind}: {wrong}")
         if values.get("foreach") and values.get("fused"):
             raise ValueError(f"{kind}: foreach=True and fused=True exclude each other, set at most one")
         if values.get("capturable") and values.get("offload_state"):
             raise ValueError(
                 f"{kind}: capturable=True and offload_state=True exclude each other: copies end on the host"
             )
-        if values.get("corrected_weight_decay") and not float(values["lr"] or 0.0) > 0:
+        if values.get("corrected_weight_decay") and "lr" in values and not float(values["lr"] or 0.0) > 0:
             raise ValueError(f"{kind}: lr={values['lr']!r}, corrected_weight_decay needs a positive lr to refer to")
         try:
             self.check(SimpleNamespace(**values))
@@ -409,7 +439,7 @@ class Optimizer(Unwrappable, Rule):
         found = self.fallback(SimpleNamespace(**values))
         if found is not None:
             rule, own = found
-            rule([torch.nn.Parameter(torch.zeros(1, device="cpu"))], **own)  # type: ignore[call-arg]
+            rule.part([torch.nn.Parameter(torch.zeros(1, device="cpu"))], **own)  # type: ignore[attr-defined]
             for name in ("before_step", "after_step", "check_mode"):
                 if getattr(rule, name).__func__ is not getattr(Rule, name).__func__:
                     raise ValueError(
@@ -509,22 +539,15 @@ class Optimizer(Unwrappable, Rule):
 
 
 @functools.cache
-def _signature(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The default of each of the constructor's arguments (NaN if there is none), and whether it may be None."""
-    found: dict[str, tuple[Any, bool]] = {}
-    for base in reversed(kind.__mro__):
-        if issubclass(base, Optimizer) and "__init__" in vars(base):
-            for p in inspect.signature(base.__init__).parameters.values():
-                default = math.nan if p.default is p.empty else p.default
-                found[p.name] = default, "None" in str(p.annotation)
-    return found
-
-
-@functools.cache
 def _defaults_of(kind: Any) -> Mapping[str, Any]:
     """The options of a rule that nobody was told anything about."""
     defaults: dict[str, Any] = kind([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).defaults
     return defaults
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether an option was given."""
+    return isinstance(value, Tensor) or bool(value != default)
 
 
 def rehearses(optimizer: torch.optim.Optimizer) -> bool:

@@ -108,7 +108,7 @@ class Resolved:
             else:
                 known[name] = value
         known.update(decay_scalars(self.decay, self.h))
-        own = self.rule.scalars(t, self.h, c)
+        own = self._own_scalars(t, c)
         for name, value in own.items():
             if type(value) is int:
                 raise TypeError(
@@ -119,3 +119,17 @@ class Resolved:
         if "step_size" not in known:
             known["step_size"] = known["gain"] if known["lr"] is None else known["lr"] * known["gain"]
         return known, vars(c)
+
+    def _own_scalars(self, t: Any, c: SimpleNamespace) -> dict[str, Any]:
+        """The rule's scalars; names that nothing declares are its author's slips."""
+        kind = self.rule.__name__
+        try:
+            own = self.rule.scalars(t, self.h, c)
+        except AttributeError as error:
+            for name, namespace, declared in (("h", self.h, "is no option"), ("c", c, "`carried` does not declare")):
+                if error.obj is namespace:
+                    raise AttributeError(f"{kind}: scalars() reads {name}.{error.name}, which {declared}") from None
+            raise
+        for name in vars(c).keys() - self.rule.carried.keys():
+            raise AttributeError(f"{kind}: scalars() assigns c.{name}, which `carried` does not declare")
+        return own

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from descend.engine.known import Known, State
+from descend.engine.ranges import Needs
 from descend.engine.slots import Slot
 from descend.engine.text import take
 from descend.terms import Quotient
@@ -34,6 +35,8 @@ class Rule:
     structural: ClassVar[frozenset[str]] = frozenset()
     #: Common options that the rule cannot honour, with the reason.
     refused: ClassVar[Mapping[str, str]] = {}
+    #: Common options that act in this rule only with others.
+    acts_with: ClassVar[Mapping[str, tuple[Needs, ...]]] = {}
     #: What to change where a step must not wait for the gradients of all parameters.
     waits_for_all: ClassVar[str] = ""
 

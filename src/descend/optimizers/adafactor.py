@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
+from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import cautious
 from descend.terms import accumulate, add_scaled, bounded, clip_ratio, ema, least, most
@@ -109,6 +110,7 @@ class Adafactor(Optimizer):
         dimensions are factored follows timm: the first two of four where both are large, else the last two.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("betas"))
     refused: ClassVar[Mapping[str, str]] = {
         **OWN_DECAY,
         **OWN_STEP,
@@ -122,23 +124,20 @@ class Adafactor(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor | None = None,
-        eps: float = 1e-30,
-        eps_scale: float = 1e-3,
-        clip_threshold: float = 1.0,
-        decay_rate: float = -0.8,
-        betas: tuple[float, ...] | None = None,
-        weight_decay: float = 0.0,
-        scale_parameter: bool = True,
+        lr: Lr | None = None,
+        eps: NonNegative = 1e-30,
+        eps_scale: Annotated[NonNegative, ActsWith("scale_parameter", lr=None)] = 1e-3,
+        clip_threshold: Positive = 1.0,
+        decay_rate: Annotated[float, Range(lt=0)] = -0.8,
+        betas: tuple[Beta, ...] | None = None,
+        weight_decay: WeightDecay = 0.0,
+        scale_parameter: Annotated[bool, ActsWith(lr=None)] = True,
         warmup_init: bool = False,
         *,
         min_dim_size_to_factor: int = 16,
         **common: Unpack[Common],
     ) -> None:
-        scale = dict(eps=eps, eps_scale=eps_scale, clip_threshold=clip_threshold, decay_rate=decay_rate)
-        step = dict(lr=lr, betas=betas, weight_decay=weight_decay, scale_parameter=scale_parameter)
-        shape = dict(warmup_init=warmup_init, min_dim_size_to_factor=min_dim_size_to_factor)
-        super().__init__(params, {**step, **scale, **shape}, **common)
+        super().__init__(params, own(locals()), **common)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; betas of None are () in it."""
@@ -180,8 +179,6 @@ class Adafactor(Optimizer):
     def check(h: Any) -> None:
         if h.warmup_init and h.lr is not None:
             raise ValueError(f"warmup_init=True with lr={h.lr!r}, expected lr=None: only relative steps warm up")
-        if not h.decay_rate < 0:
-            raise ValueError(f"decay_rate={h.decay_rate!r}, expected a number < 0")
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import OWN_STEP, Common
+from descend.engine.options import OWN_STEP, Common, if_decoupled
+from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, shape_direction
 from descend.terms import add_scaled, assign, choose, ema, ema_sq, plus, root, scale
@@ -48,21 +49,20 @@ class Adan(Optimizer):
         arXiv 2208.06677.
     """
 
+    acts_with: ClassVar = if_decoupled("no_prox")
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        no_prox: bool = False,
+        lr: Lr = 1e-3,
+        betas: tuple[Beta, Beta, Beta] = (0.98, 0.92, 0.99),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        no_prox: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox), **common
-        )
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

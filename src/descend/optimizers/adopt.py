@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.terms import choose, ema, ema_sq
 
@@ -50,16 +51,15 @@ class Adopt(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-6,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.9999),
+        eps: NonNegative = 1e-6,
         clip_exp: float | None = 0.333,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
+        weight_decay: WeightDecay = 0.0,
+        decoupled: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, betas=betas, eps=eps, clip_exp=clip_exp, weight_decay=weight_decay, decoupled=decoupled)
-        super().__init__(params, own, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

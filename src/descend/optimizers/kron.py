@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +13,15 @@ from typing_extensions import Unpack
 from descend.engine.executors import loop
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.options import Common, Dtype, if_decoupled
+from descend.engine.ranges import ActsWith, Lr, NonNegative, Not, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot
 from descend.engine.text import has_stages, take
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
 from descend.randomness import normal, uniform
 from descend.terms import add_scaled, ema, finite_else, plus
 
-Probability = float | Callable[[float], float] | None
+Probability = Annotated[float, Range(gt=0, le=1)] | Callable[[float], float] | None
 
 _TINY = 2.0**-126
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
@@ -83,6 +84,7 @@ class Kron(Optimizer):
         Lie-Group Preconditioners, 2024, arXiv 2402.04553. Options and schedule as in timm.
     """
 
+    acts_with: ClassVar = if_decoupled("decoupled_decay")
     reach: ClassVar[Reach] = "matrix"
     carried: ClassVar = {"update_counter": 0.0}
     structural: ClassVar[frozenset[str]] = frozenset(
@@ -93,62 +95,29 @@ class Kron(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        lr: Lr = 1e-3,
+        momentum: Annotated[float, Range(ge=0, lt=1, why="at 1 nothing would ever move")] = 0.9,
+        weight_decay: WeightDecay = 0.0,
         preconditioner_update_probability: Probability = None,
-        max_size_triangular: int = 2048,
-        min_ndim_triangular: int = 2,
-        memory_save_mode: str | None = None,
-        momentum_into_precond_update: bool = True,
-        precond_lr: float = 0.1,
-        precond_init_scale: float = 1.0,
-        mu_dtype: torch.dtype | str | None = None,
-        precond_dtype: torch.dtype | str | None = None,
-        decoupled_decay: bool = False,
+        max_size_triangular: Annotated[int, ActsWith(memory_save_mode=Not("all_diag"))] = 2048,
+        min_ndim_triangular: Annotated[int, ActsWith(memory_save_mode=Not("all_diag"))] = 2,
+        memory_save_mode: Literal["one_diag", "smart_one_diag", "all_diag"] | None = None,
+        momentum_into_precond_update: Annotated[bool, ActsWith("momentum")] = True,
+        precond_lr: NonNegative = 0.1,
+        precond_init_scale: Positive = 1.0,
+        mu_dtype: Dtype | None = None,
+        precond_dtype: Dtype | None = None,
+        decoupled_decay: Annotated[bool, ActsWith("weight_decay")] = False,
         *,
         flatten: bool = False,
-        flatten_start_dim: int = 2,
-        flatten_end_dim: int = -1,
-        stochastic_weight_decay: bool = False,
-        deterministic: bool = False,
+        flatten_start_dim: Annotated[int, ActsWith("flatten")] = 2,
+        flatten_end_dim: Annotated[int, ActsWith("flatten")] = -1,
+        stochastic_weight_decay: Annotated[bool, ActsWith("weight_decay")] = False,
+        deterministic: Annotated[bool, ActsWith(why="random numbers are always repeatable")] = False,
         seed: int = 1337,
         **common: Unpack[Common],
     ) -> None:
-        step = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed, deterministic=deterministic)
-        shape = dict(max_size_triangular=max_size_triangular, min_ndim_triangular=min_ndim_triangular)
-        factors = dict(memory_save_mode=memory_save_mode, precond_lr=precond_lr, precond_init_scale=precond_init_scale)
-        fit = dict(
-            preconditioner_update_probability=preconditioner_update_probability,
-            momentum_into_precond_update=momentum_into_precond_update,
-            mu_dtype=mu_dtype,
-            precond_dtype=precond_dtype,
-        )
-        decay = dict(decoupled_decay=decoupled_decay, stochastic_weight_decay=stochastic_weight_decay)
-        flat = dict(flatten=flatten, flatten_start_dim=flatten_start_dim, flatten_end_dim=flatten_end_dim)
-        super().__init__(params, {**step, **shape, **factors, **fit, **decay, **flat}, **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if h.momentum == 1:
-            raise ValueError(f"momentum={h.momentum!r}, expected a number in [0, 1): nothing would ever move")
-        if h.memory_save_mode not in (None, "one_diag", "smart_one_diag", "all_diag"):
-            raise ValueError(
-                f"memory_save_mode={h.memory_save_mode!r}, expected None, 'one_diag', 'smart_one_diag' or 'all_diag'"
-            )
-        given = h.preconditioner_update_probability
-        if not (given is None or callable(given) or (isinstance(given, (int, float)) and 0 < given <= 1)):
-            raise ValueError(
-                f"preconditioner_update_probability={given!r}, expected None, a function of the step, or a number in (0, 1]"
-            )
-        for name in Kron.structural:
-            if not isinstance(getattr(h, name), int):
-                raise ValueError(f"{name}={getattr(h, name)!r}, expected an integer")
-        if not h.precond_init_scale > 0:
-            raise ValueError(f"precond_init_scale={h.precond_init_scale!r}, expected a number > 0")
-        for name in ("mu_dtype", "precond_dtype"):
-            if _dtype(getattr(h, name)) not in (None, *_DTYPES.values()):
-                raise ValueError(f"{name}={getattr(h, name)!r}, expected None or one of {sorted(_DTYPES)}")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import OWN_STEP, Common
+from descend.engine.ranges import Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, shape_direction
 from descend.terms import accumulate, add_scaled, choose, ema_sq, root
@@ -53,13 +54,13 @@ class LaProp(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 4e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-15,
-        weight_decay: float = 0.0,
+        lr: Lr = 4e-4,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-15,
+        weight_decay: WeightDecay = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
 from descend.optimizers.adam import moments
@@ -61,20 +62,19 @@ class Mars(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        gamma: float = 0.025,
-        mars_type: str = "adamw",
+        lr: Lr = 3e-3,
+        betas: Betas = (0.9, 0.99),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        gamma: NonNegative = 0.025,
+        mars_type: Literal["adamw", "lion"] = "adamw",
         optimize_1d: bool = False,
-        lr_1d_factor: float = 1.0,
-        betas_1d: tuple[float, float] | None = None,
+        lr_1d_factor: Annotated[NonNegative, ActsWith(optimize_1d=False)] = 1.0,
+        betas_1d: Betas | None = None,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, gamma=gamma, mars_type=mars_type)
-        vectors = dict(optimize_1d=optimize_1d, lr_1d_factor=lr_1d_factor, betas_1d=betas_1d or betas)
-        super().__init__(params, {**adam, **vectors}, **common)
+        betas_1d = betas_1d or betas
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:
@@ -103,13 +103,6 @@ class Mars(Optimizer):
     @staticmethod
     def decay(h: Any) -> Decay:
         return "own"
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if h.mars_type not in ("adamw", "lion"):
-            raise ValueError(f"mars_type={h.mars_type!r}, expected 'adamw' or 'lion'")
-        if h.betas_1d is not None and len(h.betas_1d) != 2:
-            raise ValueError(f"betas_1d={h.betas_1d!r} has {len(h.betas_1d)} values, expected 2")
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:

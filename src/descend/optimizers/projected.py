@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import cautious, shape_direction
 from descend.optimizers.adam import bias_correction, moments
@@ -105,17 +106,16 @@ class AdamP(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        delta: float = 0.1,
-        wd_ratio: float = 0.1,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0,
+        delta: NonNegative = 0.1,
+        wd_ratio: Annotated[NonNegative, ActsWith("weight_decay")] = 0.1,
         nesterov: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, {**adam, "delta": delta, "wd_ratio": wd_ratio, "nesterov": nesterov}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -167,6 +167,7 @@ class SGDP(Optimizer):
         arXiv 2006.08217.
     """
 
+    acts_with: ClassVar = {"grams": (ActsWith("momentum"),)}
     refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
 
     reach: ClassVar[Reach] = "rows"
@@ -175,18 +176,17 @@ class SGDP(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: float = 0,
-        nesterov: bool = False,
-        eps: float = 1e-8,
-        delta: float = 0.1,
-        wd_ratio: float = 0.1,
+        lr: Lr,
+        momentum: Annotated[float, Range(ge=0, lt=1, why="the decay is divided by 1 − momentum")] = 0,
+        dampening: Fraction = 0,
+        weight_decay: WeightDecay = 0,
+        nesterov: Annotated[bool, ActsWith("momentum")] = False,
+        eps: NonNegative = 1e-8,
+        delta: NonNegative = 0.1,
+        wd_ratio: Annotated[NonNegative, ActsWith("weight_decay")] = 0.1,
         **common: Unpack[Common],
     ) -> None:
-        sgd = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
-        super().__init__(params, {**sgd, "eps": eps, "delta": delta, "wd_ratio": wd_ratio}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -196,11 +196,6 @@ class SGDP(Optimizer):
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         amount = h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr
         return {"decay_amount": amount * h.weight_decay / (1 - h.momentum)}
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if h.momentum == 1:
-            raise ValueError("momentum=1, expected a number in [0, 1): the decay is divided by 1 − momentum")
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:

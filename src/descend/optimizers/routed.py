@@ -162,12 +162,6 @@ def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
     return (*batch, h.split, rows // h.split, columns)
 
 
-def check_whole(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is an integer >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}, expected an integer >= 1")
-
-
 def as_matrices(x: Tensor, k: Known) -> Tensor:
     """The parameter-shaped x as matrices [..., m, n]; spatial positions of a batched convolution come first."""
     if is_spatial(k):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Count, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, keep_norm, shape_direction
 from descend.linear import along, eigenbasis, gram, power_step, product, rounding, transpose, without_rounding
-from descend.optimizers.routed import check_whole, expect_matrices
+from descend.optimizers.routed import expect_matrices
 from descend.terms import add_scaled, assign, blend, ema, ema_sq, finite_else, root
 
 
@@ -73,31 +74,26 @@ class SOAP(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 3e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
-        shampoo_beta: float = -1,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        precondition_frequency: int = 10,
-        max_precond_dim: int = 10000,
+        lr: Lr = 3e-3,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Annotated[float, Range(lt=1)] = -1,
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.01,
+        precondition_frequency: Count = 10,
+        max_precond_dim: Count = 10000,
         *,
         precondition_1d: bool = False,
         normalize_grads: bool = False,
         correct_bias: bool = True,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
-        factors = dict(precondition_frequency=precondition_frequency, max_precond_dim=max_precond_dim)
-        own = {**adam, **factors, "shampoo_beta": shampoo_beta, "normalize_grads": normalize_grads}
-        super().__init__(params, {**own, "precondition_1d": precondition_1d}, **common)
+        super().__init__(params, own(locals()), **common)
         expect_matrices(
             self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d, strict=True
         )
 
     @staticmethod
     def check(h: Any) -> None:
-        check_whole("precondition_frequency", h.precondition_frequency)
-        check_whole("max_precond_dim", h.max_precond_dim)
         if not h.shampoo_beta < 1:
             raise ValueError(
                 f"shampoo_beta={h.shampoo_beta!r}, expected a number < 1; negative for the second of betas"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Lr, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import take
 from descend.optimizers.adam import moments
@@ -51,18 +52,13 @@ class StableAdamW(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-6,
-        weight_decay: float = 1e-2,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.99),
+        eps: Annotated[float, Range(gt=0, why="a gradient that was always zero is divided by it")] = 1e-6,
+        weight_decay: WeightDecay = 1e-2,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if not h.eps > 0:
-            raise ValueError(f"eps={h.eps!r}, expected a number > 0: a gradient that was always zero is divided by it")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

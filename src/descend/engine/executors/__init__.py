@@ -55,9 +55,13 @@ def run(
 def _begin(jobs: list[Job], plan: Plan) -> tuple[list[StepGenerator], list[Job]]:
     """Move the parameters that need no sums from elsewhere; the generators of the others, and the shards among them."""
     generators: list[StepGenerator] = []
-    ways, shards = _ways(jobs, plan.memory)
+    absent = [job for job in jobs if not job.present]  # whether these move is found out on the way
+    kept = {} if absent else plan.memory(jobs)
+    if "ways" not in kept:
+        kept["ways"] = _ways(jobs)
+    ways, shards = kept["ways"]
     for (way, rule), members in ways.items():
-        memory = plan.memory.setdefault(rule, {})
+        memory = kept.setdefault(rule, {})
         if way == "gathered":
             owners.run(members, _move_whole)
         elif way == "empty":
@@ -88,15 +92,8 @@ def _move_whole(job: Job) -> None:
     loop.run([job], {})
 
 
-def _ways(jobs: list[Job], memory: dict[str, Any]) -> tuple[dict[tuple[Way, Any], list[Job]], list[Job]]:
-    """The jobs by how they are carried and by their rule, and which are shards that need sums from elsewhere.
-
-    They are as before where the jobs are the same.
-    """
-    absent = [job for job in jobs if not job.present]
-    kept = memory.get("ways")
-    if kept is not None and kept[0] == jobs and not absent:
-        return kept[1]
+def _ways(jobs: list[Job]) -> tuple[dict[tuple[Way, Any], list[Job]], list[Job]]:
+    """The jobs by how they are carried and by their rule, and which are shards that need sums from elsewhere."""
     ways: dict[tuple[Way, Any], list[Job]] = {}
     shards: list[Job] = []
     for job in jobs:
@@ -109,8 +106,6 @@ def _ways(jobs: list[Job], memory: dict[str, Any]) -> tuple[dict[tuple[Way, Any]
             usual: Way = "offloaded" if job.offloaded else chosen(job)
             ways.setdefault(("empty" if job.param.numel() == 0 else usual, job.rule), []).append(job)
     ways = dict(sorted(ways.items(), key=lambda item: item[0][0] == "empty"))  # after what may raise
-    if not absent:
-        memory["ways"] = jobs, (ways, shards)
     return ways, shards
 
 

@@ -13,6 +13,7 @@ from descend.engine.executors.profile import profile
 from descend.engine.executors.sums import StepGenerator, Totals, over_all
 from descend.engine.job import Job, real, values_of
 from descend.engine.known import Answered, Known, NeedSums, State
+from descend.engine.rule import Rule
 from descend.engine.tensorlist import TensorList
 from descend.engine.text import advance
 
@@ -39,14 +40,10 @@ def _steps(batch: Sequence[Job], totals: Totals) -> StepGenerator:
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> list[list[Job]]:
-    """The jobs in batches, as before where they are the same and what a batch has in common still is."""
-    kept = memory.get("foreach")
-    if kept is not None and kept[0] == jobs:
-        batches: list[list[Job]] = kept[1]
-        if all(_agrees(batch) for batch in batches):
-            return batches
-    batches = list(_cut(jobs))
-    memory["foreach"] = jobs, batches
+    """The jobs in batches, as before where what a batch has in common still is."""
+    batches: list[list[Job]] | None = memory.get("batches")
+    if batches is None or not all(map(_agrees, batches)):
+        batches = memory["batches"] = list(_cut(jobs))
     return batches
 
 
@@ -84,21 +81,27 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
     rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
     if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
         state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
-        advance(rule, TensorList([job.param for job in batch]), TensorList([job.grad for job in batch]), state, k)  # type: ignore[arg-type]
+        _advance_lists(rule, [job.param for job in batch], [job.grad for job in batch], state, k)
         return
     maths = first.maths
     params, grads, resting = _gather(batch)
     p, s = _load(batch, params, resting)
     g = [g.to(maths) for g in grads]
-    state = State({name: TensorList(tensors) for name, tensors in s.items()})
-    advance(rule, TensorList(p), TensorList(g), state, k)  # type: ignore[arg-type]
+    _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
-        values = {name: tensors[i] for name, tensors in s.items()}
-        stored = job.rests.store(params[i], resting[i], p[i], values, job.dice())
+        slots = {name: tensors[i] for name, tensors in s.items()}
+        stored = job.rests.store(params[i], resting[i], p[i], slots, job.dice())
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
+
+
+def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[Tensor], state: State, k: Known) -> None:
+    """The text on lists that answer as one tensor."""
+    p: Any = TensorList(params)
+    g: Any = TensorList(grads)
+    advance(rule, p, g, state, k)
 
 
 def _lie_alike(batch: Sequence[Job]) -> bool:
@@ -120,7 +123,7 @@ def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
 
     state = loop.Scratch(batch[0].slots, slot)
     try:
-        advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
+        _advance_lists(rule, p, g, state, _known(batch, totals))
     except NeedSums as need:
         return list(need.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")

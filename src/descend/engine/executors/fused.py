@@ -28,10 +28,11 @@ _VECTOR = 16
 
 def run(jobs: list[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
     """Carry the jobs of a rule over one step; generators of the bundles that need sums from elsewhere."""
-    tiny, bundles = _planned(jobs, memory)
-    if any(bundle.is_stale() for bundle in bundles):
-        memory.pop("fused")
-        tiny, bundles = _planned(jobs, memory)
+    seen = _seen(jobs)
+    if memory.get("seen") != seen or any(bundle.is_stale() for bundle in memory["bundles"]):
+        memory["tiny"], memory["bundles"] = _bundled(jobs)
+        memory["seen"] = seen
+    tiny, bundles = memory["tiny"], memory["bundles"]
     generators = loop.run(tiny, memory, totals) if tiny else []
     tables = _Tables()
     for bundle in bundles:
@@ -43,18 +44,16 @@ def run(jobs: list[Job], memory: dict[str, Any], totals: Totals = ()) -> list[St
     return generators
 
 
-def _planned(jobs: list[Job], memory: dict[str, Any]) -> tuple[list[Job], list[Bundle]]:
-    """The jobs that no kernel serves and bundles of the others, as before where they are the same; with all kernels made."""
+def _seen(jobs: list[Job]) -> tuple[Any, ...]:
+    """What kernels depend on and jobs do not show: gradients as they come, and flags that depend on the step."""
+    # With `capturable` no flag can depend on the step, which nobody on the host knows.
+    flagged = {id(job.known): job for job in jobs if not job.group["capturable"]}
+    return [(job.grad.dtype, type(job.grad)) for job in jobs], [flags(job) for job in flagged.values()]
+
+
+def _bundled(jobs: list[Job]) -> tuple[list[Job], list[Bundle]]:
+    """The jobs that no kernel serves, and bundles of the others with all their kernels made."""
     rule = jobs[0].rule
-    seen = (
-        [(job.grad.dtype, type(job.grad)) for job in jobs],
-        [(job.param.dtype, job.param.device, job.param.shape) for job in jobs],
-        # With `capturable` no flag can depend on the step, which nobody on the host knows.
-        [flags(job) for job in {id(job.known): job for job in jobs if not job.group["capturable"]}.values()],
-    )
-    kept = memory.get("fused")
-    if kept is not None and kept[0] == jobs and kept[1] == seen:
-        return kept[2], kept[3]
     tiny = [job for job in jobs if not compiles(rule, job)]
     kinds: dict[tuple[Signature, Any], list[Job]] = {}
     for job in jobs:
@@ -69,7 +68,6 @@ def _planned(jobs: list[Job], memory: dict[str, Any]) -> tuple[list[Job], list[B
         for (signature, _), members in kinds.items()
         for start in range(0, len(members), signature.bundle)
     ]
-    memory["fused"] = jobs, seen, tiny, bundles
     return tiny, bundles
 
 

@@ -107,13 +107,16 @@ def _known(job: Job) -> Known:
 
 
 def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
-    """The parameter, gradient and state, at once or flat in storage order, piece by piece, each with its first place."""
+    """The parameter, gradient and state, at once or flat in storage order, piece by piece, each with its first place.
+
+    Tensors without data need no pieces: there are no temporaries to bound, and a planned shard may have 2^41 elements.
+    """
     p, g = values_of(job)
     s = {name: real(job.state[name]) for name in job.resting}
     alike = all(
         slot.per_block or (slot.like_parameter and s[name].stride() == p.stride()) for name, slot in job.resting.items()
     ) and (p.is_contiguous() or not job.rests.in_order)
-    if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
+    if whole or p.numel() <= CHUNK or not alike or not is_dense(p) or p.is_meta:
         if alike:
             p, g, s = job.seen(p), job.seen(g), {name: _seen(job, name, t) for name, t in s.items()}
         k.measure(job.whole if job.layout else tuple(p.shape))
@@ -147,7 +150,7 @@ class Scratch(State):
         if name not in self._names:
             return super().__getattr__(name)
         value: Tensor = self._load(name).clone()
-        setattr(self, name, value)
+        vars(self)[name] = value
         return value
 
     def __contains__(self, name: str) -> bool:

@@ -128,10 +128,9 @@ def _put_back(waiting: Sequence[tuple[Job, Job]]) -> None:
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, list[_Batch]]:
-    """The jobs in batches, as before where they are the same."""
-    kept = memory.get("offload")
-    if kept is not None and kept[0] == list(jobs) and not any(b.is_stale() for some in kept[1].values() for b in some):
-        batches: dict[torch.device, list[_Batch]] = kept[1]
+    """The jobs in batches, as before where parameters lie as they did."""
+    batches: dict[torch.device, list[_Batch]] | None = memory.get("batches")
+    if batches is not None and not any(batch.is_stale() for some in batches.values() for batch in some):
         return batches
     batches = {}
     for device in dict.fromkeys(job.param.device for job in jobs):
@@ -139,7 +138,7 @@ def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, 
         most = max(sum(map(_weight, some)) for some in cut)
         rooms = [torch.empty(most, dtype=torch.uint8, device=device) for _ in cut[:2]]
         batches[device] = [_Batch(some, rooms[i % 2]) for i, some in enumerate(cut)]
-    memory["offload"] = list(jobs), batches
+    memory["batches"] = batches
     return batches
 
 

@@ -84,18 +84,26 @@ def _profile(
     p, g = torch.ones(shape, device="cpu"), torch.ones(shape, device="cpu")
     state = State({name: slot.new(p).to(p.dtype) for name, slot in slots})
     try:
-        with torch.no_grad(), _ReductionsByHand(rule.__name__, across) if ndim == 1 else nullcontext():
+        with torch.no_grad(), _ByHand(rule.__name__, across) if ndim == 1 else nullcontext():
             advance(rule, p, g, state, k)
-    except IndexError as error:
+    except _OnePart:
+        raise
+    except (IndexError, RuntimeError) as error:
+        if ndim > 1:
+            raise
         raise RuntimeError(
             f"{rule.__name__}: its lines use dimensions that a flat tensor does not have ({error}); "
-            f'a rule that sees rows and columns says reach = "rows"'
+            f'a rule that sees rows and columns says reach = "rows"; one that multiplies matrices says reach = "matrix"'
         ) from error
     return Profile(tuple(across.rounds), tuple(across.small), shaped=ndim > 1)
 
 
-class _ReductionsByHand(TorchFunctionMode):
-    """Raises where a text sums by itself: it has one chunk, or one shard, of the tensor in hand."""
+class _OnePart(RuntimeError):
+    """A text does by itself what it needs the whole tensor for."""
+
+
+class _ByHand(TorchFunctionMode):
+    """Raises where a text sums or looks at rows by itself: it has a flat chunk, or a shard, of the tensor in hand."""
 
     def __init__(self, rule: str, across: _Counting) -> None:
         super().__init__()
@@ -106,10 +114,17 @@ class _ReductionsByHand(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         x = args[0] if args else None
-        if name in _REDUCTIONS and isinstance(x, Tensor) and x.numel() > 1 and not self.across.is_asked:
-            raise RuntimeError(
+        by_hand = not self.across.is_asked and isinstance(x, Tensor) and x.nelement() > 1
+        if by_hand and name in _REDUCTIONS:
+            raise _OnePart(
                 f"{self.rule}: its lines reduce a tensor with {name}(), and have only a part of it in hand; "
                 f"write {_REDUCTIONS[name]}, which sums over the whole parameter"
+            )
+        if by_hand and (name in _OF_SHAPES or func in _TURNED):
+            what = f"{name}()" if name in _OF_SHAPES else "a transpose"
+            raise _OnePart(
+                f"{self.rule}: its lines use {what}, and have a flat part of the tensor in hand; a rule that sees rows "
+                'and columns says reach = "rows", one that multiplies matrices says reach = "matrix"'
             )
         return func(*args, **(kwargs or {}))
 
@@ -123,6 +138,12 @@ _REDUCTIONS = {
     **dict.fromkeys(("max", "min", "amax", "amin", "aminmax", "median", "all", "any", "argmax", "argmin"), _SUMS),
     **dict.fromkeys(("std", "var", "std_mean", "var_mean", "prod", "logsumexp", "cumsum", "sort", "topk"), _SUMS),
 }
+
+#: What depends on the shape.
+_OF_SHAPES = frozenset(
+    ("matmul", "mm", "bmm", "mv", "einsum", "transpose", "t", "permute", "flip", "roll", "size", "numel", "__getitem__")
+)
+_TURNED = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
 
 
 class _Counting(Across):
