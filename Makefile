@@ -85,14 +85,15 @@ docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted,
 
 FRAMEWORKS := .venv-integrations
 TRIED := tests/integrations/tried.txt
+PEERS := tests/integrations/peers.txt
 
-$(FRAMEWORKS)/.ready: pyproject.toml $(TRIED)
+$(FRAMEWORKS)/.ready: pyproject.toml $(TRIED) $(PEERS)
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) torch numpy
-	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) --editable ".[integrations]" pytest hypothesis
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) --editable ".[integrations]" --requirement $(PEERS) pytest hypothesis
 	touch $@
 
-test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks, and trainings in other people's frameworks
+test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks and docs/from_*.md, and trainings in other people's frameworks
 	$(FRAMEWORKS)/bin/python -m pytest -m integrations -rs tests/integrations
 
 clean:

@@ -42,7 +42,7 @@ class Kron(Preconditioned):
 
     Tensors of more dimensions have a factor for each. A factor is a diagonal where its dimension is 1 or larger than
     max_size_triangular, where the tensor has fewer than min_ndim_triangular dimensions, or to save memory. Factors are
-    fitted at every of the first 500 steps and then ever more rarely, down to 3 in 100; about every hundredth fit
+    fitted at every of the first 500 steps and then less and less often, down to 3 steps in 100; about every hundredth fit
     first brings their largest elements to one size.
 
     Args:

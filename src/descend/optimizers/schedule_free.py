@@ -222,7 +222,7 @@ class ScheduleFreeRAdam(ScheduleFree):
         weight_decay: decay at y, in units of lr, ≥ 0.
         r: power of the step in the weights of the average, ≥ 0.
         weight_lr_power: power of the largest learning rate so far in these weights, ≥ 0.
-        silent_sgd_phase: rest in the first few steps, where RAdam takes steps of SGD.
+        silent_sgd_phase: do not move in the first few steps, where RAdam takes steps of SGD.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:

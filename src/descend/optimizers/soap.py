@@ -31,8 +31,8 @@ class SOAP(Preconditioned):
         L ← βL + (1−β)·G·Gᵀ,   R ← βR + (1−β)·Gᵀ·G                 β = shampoo_beta
         every precondition_frequency steps: Q_L ← QR of L·Q_L, Q_R ← QR of R·Q_R, the largest eigenvalues first
 
-    The first step measures L and R, takes their eigenvectors and moves nothing; t counts those after it. At a refresh
-    M' is turned into the new coordinates. Tensors of more dimensions have a factor for each; dimensions larger than
+    The first step computes L, R and their eigenvectors and does not move the parameters; t counts the steps after it. At
+    a refresh M' is rotated into the new basis. Tensors of more dimensions have a factor for each; dimensions larger than
     max_precond_dim keep their coordinates, and so do vectors, which makes them Adam's.
 
     Where L or R lacks rank or has equal eigenvalues, fixed vectors choose the basis, not rounding, and rotated
