@@ -213,7 +213,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "foreach decays once more", f"{timm} SGDW until 1.0.28", "engine/text.py",
-        "        scale(p, k.decay_factor)",
+        "        scale(p, k.decay_factor if amount is None else 1 - amount)",
         "        scale(scale(p, k.decay_factor), 1.0 if isinstance(p, Tensor) else k.decay_factor)",
         TIMM, "trajectories and SGDW",
     )  # fmt: skip
@@ -288,8 +288,8 @@ def in_stages() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "cautious decay leaves out what has no direction", ours, text,
-        "add_scaled(p, p + p * opposed, -k.decay_amount)",
-        "add_scaled(p, p * torch.sign(p * value_of(d)).clamp_min(0.0), -k.decay_amount)",
+        "add_scaled(p, p + p * opposed, -(",
+        "add_scaled(p, p * torch.sign(p * value_of(d)).clamp_min(0.0), -(",
         STAGES, "loop and Lion and cautious_weight_decay",
     )  # fmt: skip
     yield Bug(

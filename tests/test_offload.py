@@ -13,7 +13,7 @@ from torch import nn
 
 import descend
 from descend.engine import placing, plan
-from descend.engine.executors import kernels, offload
+from descend.engine.executors import offload
 
 SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
 every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
@@ -70,8 +70,7 @@ def kept_by(optimizer: Any, plan: Any = None) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("AdamW", "Lamb", "Prodigy"))
-def test_offloaded_state_is_compiled_for_once(name: str, far: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def test_offloaded_state_is_compiled_for_once(name: str, far: list[int]) -> None:
     row = next(row for row in ROWS if row.name == name)
     offloaded, usual = run(row, fused=True, offload_state=True), run(row, fused=True)
     start = small.parameters(torch.float32, SHAPES)

@@ -49,7 +49,7 @@ class OptimInfo:
         second_order: needs ``backward(create_graph=True)``.
         defaults: options that the name binds; arguments of the caller win.
         paper: the publication. Its year is also here, as ``year``.
-        suggested_lr: lowest and highest learning rate to try first. None where nobody says.
+        suggested_lr: lowest and highest learning rate to try first. None where no source gives one.
         lr_source: who says so.
         has_weight_decay: the class takes ``weight_decay``.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -172,7 +173,26 @@ def create_mixed(
     )
     for p in frozen:
         p.requires_grad_(False)
+    _warn_of_left_matrices(optimizer)
     return optimizer
+
+
+def _warn_of_left_matrices(optimizer: Mixed) -> None:
+    """Warn where a pattern gives a matrix to a rule that by its shape leaves it to another rule, at its own lr."""
+    for group in optimizer.param_groups:
+        r = optimizer.resolve(group)
+        if r.fallback is None or group.get("use_fallback") or r.fallback.h.lr != r.h.lr:
+            continue
+        named = zip(group["param_names"], group["params"], strict=True)
+        left = [f"{name!r} of shape {tuple(p.shape)}" for name, p in named if p.dim() > 1 and r.of(p) is r.fallback]
+        if left:
+            rule, other = group["rule"], r.fallback.rule.__name__
+            warnings.warn(
+                f"rules: {rule!r} leaves {', '.join(left[:3])}{', ...' if len(left) > 3 else ''} to {other} at its own "
+                f"lr={group['lr']!r}, since it takes no matrix of such a shape; give what is left a pattern of its own, or set "
+                "fallback_lr_scale",
+                stacklevel=4,
+            )
 
 
 def _options_of(rule: Any, own: dict[str, Any], group: Mapping[str, Any], layer_decay_as_lr: bool) -> dict[str, Any]:

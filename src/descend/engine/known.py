@@ -123,10 +123,6 @@ class Known:
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the rule uses {name!r}, which is neither an option nor one of its scalars")
 
-    def but(self, **values: Any) -> Known:
-        """The same with some values exchanged; what a rule knows is shared by all parameters and never changed."""
-        return Known({**self.__dict__, **values}, self.across)
-
     def measure(self, shape: tuple[int, ...]) -> None:
         """Take the size and shape of the whole parameter, which means divide by."""
         self.numel, self.ndim = float(math.prod(shape)), len(shape)

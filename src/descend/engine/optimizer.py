@@ -504,8 +504,9 @@ class Optimizer(Unwrappable, Rule):
             rule, own = found
             common = {name: group[name] for name in COMMON_DEFAULTS}
             other = {**_defaults_of(rule), **common, **own}  # type: ignore[arg-type]
-            if group.get("max_lr_snapshot") is not None:
-                other["max_lr_snapshot"] = group["max_lr_snapshot"] * getattr(r.h, "fallback_lr_scale", 1.0)
+            if group.get("max_lr_snapshot") is not None:  # what the fallback's own lr was, when the group's was that
+                _, at_first = r.rule.fallback(SimpleNamespace(**{**vars(r.h), "lr": group["max_lr_snapshot"]})) or found
+                other["max_lr_snapshot"] = at_first.get("lr", other["lr"])
             r.fallback = Resolved(rule, other, other, scaling)
         return r
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from descend.engine.options import plain
 from descend.engine.rule import Rule
-from descend.engine.text import decay_scalars
+from descend.engine.text import decay_amount
 
 
 class Resolved:
@@ -46,7 +46,7 @@ class Resolved:
         self.flags: dict[str, Any] = {}
         self._sort(names, *scaling)
         self.h = SimpleNamespace(**self.numbers, **self.flags)
-        self.decay = self.rule.decay(self.h) if hasattr(self.h, "weight_decay") else "none"
+        self.decay = self.rule.decay(self.h)
         self.fallback: Resolved | None = None
         self.made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
 
@@ -107,7 +107,6 @@ class Resolved:
                 known.update({f"beta{i + 1}{suffix}": beta for i, beta in enumerate(value)})
             else:
                 known[name] = value
-        known.update(decay_scalars(self.decay, self.h))
         own = self._own_scalars(t, c)
         for name, value in own.items():
             if type(value) is int:
@@ -116,6 +115,10 @@ class Resolved:
                     f"write {value}.0"
                 )
         known.update(own)
+        if self.decay in ("decoupled", "fixed", "after"):
+            if "decay_amount" not in own:
+                known["decay_amount"] = self.h.weight_decay if self.decay == "fixed" else decay_amount(self.h)
+            known.setdefault("decay_factor", 1 - known["decay_amount"])
         if "step_size" not in known:
             known["step_size"] = known["gain"] if known["lr"] is None else known["lr"] * known["gain"]
         return known, vars(c)

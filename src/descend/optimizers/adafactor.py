@@ -10,12 +10,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
 from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import cautious
-from descend.terms import accumulate, add_scaled, bounded, clip_ratio, ema, least, most
+from descend.terms import accumulate, bounded, clip_ratio, ema, least, most
 
 
 def factored_slots(
@@ -169,19 +168,16 @@ class Adafactor(Optimizer):
         if rate is None:
             rate = least(1e-6 * t if h.warmup_init else 1e-2, t**-0.5)
         relative = h.lr is None and h.scale_parameter
-        return {"weight2": t**h.decay_rate, "rate": rate, "relative": relative}
-
-    @staticmethod
-    def decay(h: Any) -> Decay:
-        return "own"
+        rates = {"rate": rate, "relative": relative, "step_size": 1.0, "decay_amount": rate * h.weight_decay}
+        return {**rates, "weight2": t**h.decay_rate, "caution": bool(h.caution and h.betas)}
 
     @staticmethod
     def check(h: Any) -> None:
         if h.warmup_init and h.lr is not None:
             raise ValueError(f"warmup_init=True with lr={h.lr!r}, expected lr=None: only relative steps warm up")
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | tuple[Tensor, Any]:
         rate = most(k.rms(p), k.eps_scale) * k.rate if k.relative else k.rate
         sq = (g * g).add_(k.eps)
         if k.factored is not None:
@@ -192,12 +188,7 @@ class Adafactor(Optimizer):
         u = u * (rate / clip_ratio(k.rms(u), k.clip_threshold))
         if "exp_avg" in s:
             u = ema(s.exp_avg, u, 1 - k.beta1)
-            if k.caution:
-                u = cautious(u, g, k)
-        amount = rate * k.weight_decay
-        if isinstance(amount, Tensor) or amount != 0:
-            p.mul_(1 - amount)
-        add_scaled(p, u, -1.0)
+        return (u, rate * k.weight_decay) if k.relative else u
 
 
 def _let_betas_cycle(group: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ class AdafactorBigVision(Optimizer):
         if not h.unscaled_wd:
             return weights
         amount = h.weight_decay * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.weight_decay
-        return {**weights, "decay_amount": amount, "decay_factor": 1 - amount}
+        return {**weights, "decay_amount": amount}
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:

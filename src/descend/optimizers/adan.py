@@ -13,8 +13,8 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_STEP, Common, if_decoupled
 from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, shape_direction
-from descend.terms import add_scaled, assign, choose, ema, ema_sq, plus, root, scale
+from descend.engine.text import decay_amount, shape_direction
+from descend.terms import assign, choose, ema, ema_sq, plus, root, scale
 
 
 class Adan(Optimizer):
@@ -52,6 +52,8 @@ class Adan(Optimizer):
     acts_with: ClassVar = if_decoupled("no_prox")
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
+    own_stages: ClassVar[bool] = True
+
     def __init__(
         self,
         params: Any,
@@ -72,6 +74,8 @@ class Adan(Optimizer):
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         beta1, beta2, beta3 = h.betas
+        weight = decay_amount(h)
+        proximal = {} if h.no_prox else {"decay_factor": 1 / (1 + weight), "decay_amount": weight / (1 + weight)}
         return {
             "weight1": 1 - beta1,
             "weight2": 1 - beta2,
@@ -80,24 +84,19 @@ class Adan(Optimizer):
             "lead": beta2 / (1 - beta2**t),
             "debias3": (1 - beta3**t) ** -0.5,
             "later": choose(t == 1, 0.0, 1.0),
-            "proximal": 1 / (1 + h.lr * h.weight_decay),
+            **proximal,
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "decoupled" if h.no_prox else "own"
+        return "decoupled" if h.no_prox else "after"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         change = scale(g + s.neg_pre_grad, k.later)
         assign(s.neg_pre_grad, -g)
         m = ema(s.exp_avg, g, k.weight1)
         ema(s.exp_avg_diff, change, k.weight2)
         ema_sq(s.exp_avg_sq, plus(g, change, k.beta2), k.weight3)
         u = plus(shape_direction(m, g, k) * k.debias1, s.exp_avg_diff, k.lead)
-        u = u / root(s.exp_avg_sq, k.debias3, k.eps)
-        if k.no_prox:
-            decay_weights(p, u, k)
-        add_scaled(p, u, -k.lr)
-        if not k.no_prox:
-            scale(p, k.proximal)
+        return u / root(s.exp_avg_sq, k.debias3, k.eps)

@@ -13,6 +13,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import decay_amount
 from descend.terms import choose, ema, ema_sq
 
 
@@ -77,9 +78,7 @@ class Adopt(Optimizer):
         if h.clip_exp is not None:
             scalars["bound"] = choose(t == 1, 0.0, (t - 1) ** h.clip_exp)
         if h.decoupled:
-            amount = h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr
-            amount = amount * h.weight_decay * started
-            scalars |= {"decay_amount": amount, "decay_factor": 1 - amount}
+            scalars["decay_amount"] = decay_amount(h) * started
         return scalars
 
     @staticmethod

@@ -265,6 +265,7 @@ class ASGD(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        # A door of its own: the average takes the parameter in after its step.
         d = shape_direction(g, g, k)
         add_scaled(scale(p, k.shrink), d, -k.eta_now)
         ema(s.ax, p, k.mu_now)

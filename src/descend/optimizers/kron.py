@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -12,14 +12,15 @@ from typing_extensions import Unpack
 
 from descend.engine.executors import loop
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.optimizer import Decay
 from descend.engine.options import Common, Dtype, if_decoupled
-from descend.engine.ranges import ActsWith, Lr, NonNegative, Not, Positive, Range, WeightDecay, own
+from descend.engine.ranges import ActsWith, Lr, Needs, NonNegative, Not, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot
-from descend.engine.text import has_stages, take
+from descend.engine.text import decay_amount
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
+from descend.optimizers.routed import Preconditioned
 from descend.randomness import normal, uniform
-from descend.terms import add_scaled, ema, finite_else, plus
+from descend.terms import add_scaled, ema, finite_else
 
 Probability = Annotated[float, Range(gt=0, le=1)] | Callable[[float], float] | None
 
@@ -28,7 +29,7 @@ _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float
 _PROBE, _BALANCE, _DECAY = range(3)
 
 
-class Kron(Optimizer):
+class Kron(Preconditioned):
     """PSGD with Kronecker factors Q_L, Q_R, upper triangular.
 
     ::
@@ -41,7 +42,7 @@ class Kron(Optimizer):
 
     Tensors of more dimensions have a factor for each. A factor is a diagonal where its dimension is 1 or larger than
     max_size_triangular, where the tensor has fewer than min_ndim_triangular dimensions, or to save memory. Factors are
-    fitted at every of the first 500 steps and then ever more rarely, down to 3 in 100; about every hundredth fit
+    fitted at every of the first 500 steps and then less and less often, down to 3 steps in 100; about every hundredth fit
     first brings their largest elements to one size.
 
     Args:
@@ -67,6 +68,10 @@ class Kron(Optimizer):
         stochastic_weight_decay: multiply weight_decay by a random number between 0 and 2 at every step.
         deterministic: accepted for timm's sake and without effect: random numbers are always repeatable.
         seed: of the random numbers; they depend on it, the step, and a tensor's size and element, and on nothing else.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those with diagonal factors alone.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`. The corrected and the cautious weight decay act with
             ``decoupled_decay``.
 
@@ -85,7 +90,6 @@ class Kron(Optimizer):
     """
 
     acts_with: ClassVar = if_decoupled("decoupled_decay")
-    reach: ClassVar[Reach] = "matrix"
     carried: ClassVar = {"update_counter": 0.0}
     structural: ClassVar[frozenset[str]] = frozenset(
         ("max_size_triangular", "min_ndim_triangular", "flatten_start_dim", "flatten_end_dim", "seed")
@@ -115,9 +119,23 @@ class Kron(Optimizer):
         stochastic_weight_decay: Annotated[bool, ActsWith("weight_decay")] = False,
         deterministic: Annotated[bool, ActsWith(why="random numbers are always repeatable")] = False,
         seed: int = 1337,
+        fallback: str | None = None,
+        fallback_options: Annotated[Mapping[str, Any] | None, Needs("fallback")] = None,
+        fallback_lr_scale: Annotated[NonNegative, Needs("fallback")] = 1.0,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(params, own(locals()), **common)
+
+    @staticmethod
+    def check(h: Any) -> None:
+        if h.fallback is not None and h.memory_save_mode == "all_diag":
+            raise ValueError(
+                f"fallback={h.fallback!r} with memory_save_mode='all_diag', which leaves no matrix to Kron"
+            )
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return not all(diagonals(h, flattened(h, p)))
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -139,37 +157,29 @@ class Kron(Optimizer):
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         counter = c.update_counter + 1
         fits = counter >= 1 / _probability(h, t - 1)
+        share = 2 * _draw(h.seed, t, _DECAY) if h.stochastic_weight_decay else 1.0
         c.update_counter = 0.0 if fits else counter
         return {
             "pull": 1 - h.momentum,
             "debias": 1 / (1 - h.momentum**t),
             "fits": fits,
             "balances": fits and _draw(h.seed, t, _BALANCE) < 0.01,
-            "decay_share": 2 * _draw(h.seed, t, _DECAY) if h.stochastic_weight_decay else 1.0,
+            "weight_decay": share * h.weight_decay,
+            "decay_amount": share * decay_amount(h),
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "decoupled" if h.decoupled_decay else "own"
-
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        u = cls.direction(p, g, s, k)
-        if k.decay == "own":
-            u = plus(u, p, k.decay_share * k.weight_decay)
-        else:
-            amount = k.decay_share * k.decay_amount
-            k = k.but(decay_amount=amount, decay_factor=1 - amount)
-        take(p, u, finite_else(g, 0.0) if has_stages(k) else g, k)
+        return "decoupled" if h.decoupled_decay else "direction"
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        m = ema(s.momentum_buffer, finite_else(g, 0.0), k.pull).reshape(k.flat) * k.debias
+        m = ema(s.momentum_buffer, g, k.pull).reshape(k.flat) * k.debias
         factors = [getattr(s, f"Q_{i}") for i in range(len(k.flat))]
         if k.balances and len(factors) > 1:
             balance(factors)
         if k.fits:
-            fit(factors, m if k.momentum_into_precond_update else finite_else(g, 0.0).reshape(k.flat), k)
+            fit(factors, m if k.momentum_into_precond_update else g.reshape(k.flat), k)
         u = m
         for i, q in enumerate(factors):
             u = times(times(u, q, i, k), q, i, k, transposed=True)

@@ -14,9 +14,8 @@ from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_STEP, Common, if_decoupled
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, Positive, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, shaped
 from descend.optimizers.adam import bias_correction
-from descend.terms import accumulate, adam_ratio, add_product, clip_ratio, either, ema_sq, plus, trust_ratio, value_of
+from descend.terms import Quotient, accumulate, adam_ratio, clip_ratio, either, ema_sq, trust_ratio
 
 
 class Lamb(Optimizer):
@@ -93,22 +92,19 @@ class Lamb(Optimizer):
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "decoupled" if h.decoupled_decay else "own"
+        return "decoupled" if h.decoupled_decay else "direction"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         if k.max_grad_norm is not None:
             g = g / clip_ratio(k.overall_norm(g), k.max_grad_norm)
         accumulate(s.exp_avg, k.beta1, g, k.weight3)
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        d = shaped(adam_ratio(s.exp_avg, s.exp_avg_sq, k.debias2 / k.debias1, k.eps / k.debias1), g, k)
-        if k.decoupled_decay:
-            decay_weights(p, d, k)
-            u = value_of(d)
-        else:
-            u = plus(value_of(d), p, k.weight_decay)
-        p_norm, u_norm = k.norms(p, u)
-        ratio = trust_ratio(p_norm, u_norm)
+        return adam_ratio(s.exp_avg, s.exp_avg_sq, k.debias2, k.eps) * k.debias1
+
+    @staticmethod
+    def rescale(p: Tensor, u: Tensor, k: Known) -> Any:
+        ratio = trust_ratio(*k.norms(p, u))
         if k.trust_clip:
             ratio = torch.clamp(ratio, max=1.0)
-        add_product(p, u, either(k.adapts, ratio, 1.0), -k.lr)
+        return either(k.adapts, ratio, 1.0)

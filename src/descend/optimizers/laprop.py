@@ -9,12 +9,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Optimizer
+from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_STEP, Common
 from descend.engine.ranges import Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, shape_direction
-from descend.terms import accumulate, add_scaled, choose, ema_sq, root
+from descend.terms import accumulate, choose, ema_sq, root
 
 
 class LaProp(Optimizer):
@@ -78,10 +77,11 @@ class LaProp(Optimizer):
             "step_size": choose(moving, h.lr / choose(moving, c.exp_avg_lr_1, 1.0), 0.0),
         }
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "after"
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        accumulate(s.exp_avg, k.beta1, g / root(s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)
-        d = shape_direction(s.exp_avg, g, k)
-        add_scaled(p, d, -k.step_size)
-        decay_weights(p, d, k)
+        return accumulate(s.exp_avg, k.beta1, g / root(s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)

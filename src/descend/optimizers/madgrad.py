@@ -80,6 +80,7 @@ class MADGRAD(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        # A door of its own: the parameter is drawn to a point z that is found from x0, not from the parameter.
         if k.decay == "decoupled":
             scale(p, k.decay_factor)
         x0 = s.x0 if "x0" in s else plus(p, Quotient(s.s, cube_root(s.grad_sum_sq, k.eps)), 1.0)

@@ -16,7 +16,7 @@ from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay,
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
 from descend.optimizers.adam import moments
-from descend.terms import add_scaled, assign, choose, clip_ratio, ema, ema_sq, plus, root
+from descend.terms import assign, choose, clip_ratio, ema, ema_sq, plus, root
 
 
 class Mars(Optimizer):
@@ -58,6 +58,7 @@ class Mars(Optimizer):
     refused: ClassVar[Mapping[str, str]] = {**OWN_DECAY, **OWN_STEP}
 
     reach: ClassVar[Reach] = "tensor"
+    own_stages: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -97,29 +98,28 @@ class Mars(Optimizer):
             "vector_weight2": 1 - vector2,
             "vector_debias1": 1 / (1 - vector1**t),
             "vector_debias2": (1 - vector2**t) ** -0.5,
-            "vector_lr": h.lr * h.lr_1d_factor,
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "own"
+        return "direction"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         if not k.reduces:
             moments(g, s, k, (k.vector_weight1, k.vector_weight2))
             m = shape_direction(s.exp_avg, g, k)
-            u = m * k.vector_debias1 / root(s.exp_avg_sq, k.vector_debias2, k.eps)
             assign(s.last_grad, g)
-            add_scaled(p, plus(u, p, k.weight_decay), -k.vector_lr)
-            return
+            return m * k.vector_debias1 / root(s.exp_avg_sq, k.vector_debias2, k.eps)
         c = plus(g, g - s.last_grad, k.change)
         c = c / clip_ratio(k.norm(c), 1.0)
         assign(s.last_grad, g)
         m = shape_direction(ema(s.exp_avg, c, k.weight1), g, k)
         if k.mars_type == "lion":
-            u = torch.sign(m)
-        else:
-            ema_sq(s.exp_avg_sq, c, k.weight2)
-            u = m * k.debias1 / root(s.exp_avg_sq, k.debias2, k.eps)
-        add_scaled(p, plus(u, p, k.weight_decay), -k.lr)
+            return torch.sign(m)
+        ema_sq(s.exp_avg_sq, c, k.weight2)
+        return m * k.debias1 / root(s.exp_avg_sq, k.debias2, k.eps)
+
+    @staticmethod
+    def rescale(p: Tensor, u: Tensor, k: Known) -> Any:
+        return 1.0 if k.reduces else k.lr_1d_factor

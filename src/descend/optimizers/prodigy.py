@@ -17,7 +17,6 @@ from descend.engine.options import Common
 from descend.engine.ranges import ActsWith, Beta, Betas, Count, Lr, NonNegative, Positive, Range, WeightDecay, own
 from descend.engine.rule import Totals
 from descend.engine.slots import Slot, position, positive, signed
-from descend.engine.text import take
 from descend.terms import accumulate, add_product, assign, choose, either, least, most
 
 # The distance d, the largest estimate of it, the numerator r and the number of steps, as every group keeps them.
@@ -141,15 +140,14 @@ class Prodigy(Optimizer):
             "first": choose(t == 1, 1.0, 0.0),
             "step_size": rate,
             "decay_amount": amount,
-            "decay_factor": 1 - amount,
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
         return "decoupled" if h.decouple else "coupled"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         some_p, some_g = (p, g) if k.slice_p == 1 else (_every(k.slice_p, p), _every(k.slice_p, g))
         if k.slice_p > 1:
             assign(s.p0, either(k.first, some_p, s.p0))
@@ -158,7 +156,7 @@ class Prodigy(Optimizer):
         accumulate(s.exp_avg, k.kept1, g, k.weight1)
         add_product(s.exp_avg_sq.mul_(k.kept2), g, g, k.weight2)
         d = _estimate(k, k.memory, pairing, size)["d"].to(size.dtype)
-        take(p, s.exp_avg / (torch.sqrt(s.exp_avg_sq) + d * k.eps), g, k)
+        return s.exp_avg / (torch.sqrt(s.exp_avg_sq) + d * k.eps)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with the estimate of the others."""

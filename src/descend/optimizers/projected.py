@@ -14,24 +14,21 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import cautious, shape_direction
+from descend.engine.text import cautious, decay_amount, shape_direction
 from descend.optimizers.adam import bias_correction, moments
-from descend.terms import accumulate, add_scaled, blend, plus, root
+from descend.terms import accumulate, blend, plus, root
 
 
-def step_projected(p: Tensor, u: Tensor, g: Tensor, k: Known) -> None:
-    """p ← p − lr·weight_decay·ratio·p − step_size·Π(u), Π without the radial part where p looks scale-free.
+def projected(p: Tensor, u: Tensor, g: Tensor, k: Known) -> Tensor | tuple[Tensor, Any]:
+    """The step u without its radial part where p looks scale-free, and how much of p decays.
 
     Scale-free means that gradient and parameter are nearly orthogonal, max|cos(g, p)| < delta/√n, first in every
     slice of dimension 0 (n elements each), else in the whole tensor; then the ratio of the decay is ``wd_ratio``.
     """
     if k.ndim < 2:
-        u = shape_direction(u, g, k)
-        p.mul_(1 - k.decay_amount)
-    else:
-        u, ratio = project_out(p, u, g, k)
-        p.mul_(1 - ratio * k.decay_amount)
-    add_scaled(p, u, -k.step_size)
+        return shape_direction(u, g, k)
+    u, ratio = project_out(p, u, g, k)
+    return u, ratio * k.decay_amount
 
 
 def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tensor]:
@@ -102,6 +99,7 @@ class AdamP(Optimizer):
 
     reach: ClassVar[Reach] = "rows"
     by_units: ClassVar[bool] = True
+    own_stages: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -126,11 +124,11 @@ class AdamP(Optimizer):
         corrected = bias_correction(t, h)
         return {**corrected, "gain": corrected["debias1"]}
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | tuple[Tensor, Any]:
         moments(g, s, k)
         m = blend(s.exp_avg, g, k.weight1) if k.nesterov else s.exp_avg
-        step_projected(p, m / root(s.exp_avg_sq, k.debias2, k.eps), g, k)
+        return projected(p, m / root(s.exp_avg_sq, k.debias2, k.eps), g, k)
 
 
 class SGDP(Optimizer):
@@ -172,6 +170,7 @@ class SGDP(Optimizer):
 
     reach: ClassVar[Reach] = "rows"
     by_units: ClassVar[bool] = True
+    own_stages: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -194,10 +193,9 @@ class SGDP(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        amount = h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr
-        return {"decay_amount": amount * h.weight_decay / (1 - h.momentum)}
+        return {"decay_amount": decay_amount(h) / (1 - h.momentum)}
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | tuple[Tensor, Any]:
         accumulate(s.momentum, k.momentum, g, 1 - k.dampening)
-        step_projected(p, plus(g, s.momentum, k.momentum) if k.nesterov else s.momentum, g, k)
+        return projected(p, plus(g, s.momentum, k.momentum) if k.nesterov else s.momentum, g, k)

@@ -19,7 +19,7 @@ from descend.engine.ranges import Beta, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, position, positive
 from descend.engine.text import shape_direction
 from descend.engine.unwrapped import unwrapped
-from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root, value_of
+from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root
 
 
 class TwoPoints(Optimizer):
@@ -114,7 +114,9 @@ class ScheduleFree(TwoPoints):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        u = shape_direction(value_of(cls.direction(p, g, s, k)), g, k)
+        # A door of its own: two points move, y by way of z.
+        d: Any = cls.direction(p, g, s, k)
+        u = shape_direction(d, g, k)
         decayed = p + p * torch.sign(p * u).clamp_max(0.0) if k.cautious_weight_decay else p
         u = plus(u, decayed, k.pull)
         ema(p, s.z, k.to_z)
@@ -220,7 +222,7 @@ class ScheduleFreeRAdam(ScheduleFree):
         weight_decay: decay at y, in units of lr, ≥ 0.
         r: power of the step in the weights of the average, ≥ 0.
         weight_lr_power: power of the largest learning rate so far in these weights, ≥ 0.
-        silent_sgd_phase: rest in the first few steps, where RAdam takes steps of SGD.
+        silent_sgd_phase: do not move in the first few steps, where RAdam takes steps of SGD.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:

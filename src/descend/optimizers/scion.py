@@ -11,13 +11,13 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
+from descend.engine.optimizer import Decay
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
 from descend.engine.ranges import ActsWith, Count, Lr, Needs, NonNegative, Not, Positive, Range, own
 from descend.engine.slots import Slot, signed
-from descend.engine.text import shape_direction
+from descend.optimizers.routed import Preconditioned
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
-from descend.terms import add_scaled, ema, finite_else, scale
+from descend.terms import ema
 
 # What norm_kwargs may hold for each norm, and the dimensions that a parameter must have for it.
 _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
@@ -33,7 +33,7 @@ _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
 _SPECTRAL = Needs(norm=("Auto", "Spectral", "SpectralConv"))
 
 
-class Scion(Optimizer):
+class Scion(Preconditioned):
     """Scion, stochastic conditional gradients with operator norms.
 
     ::
@@ -68,6 +68,10 @@ class Scion(Optimizer):
         ns_coefficients: their coefficients, see :func:`~descend.orthogonal.orthogonalize`.
         eps: added to what is divided by, ≥ 0.
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those that the norm is not for, and vectors under "Auto".
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -84,7 +88,6 @@ class Scion(Optimizer):
     """
 
     acts_with: ClassVar = if_averaged(ActsWith(norm=("Auto", "Spectral", "SpectralConv")) | ActsWith(momentum=Not(1)))
-    reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(("ns_steps",))
     refused: ClassVar[Mapping[str, str]] = {**OWN_DECAY, **OWN_STEP}
 
@@ -102,6 +105,9 @@ class Scion(Optimizer):
         ns_coefficients: Annotated[Coefficients, _SPECTRAL] = "keller",
         eps: NonNegative = 1e-8,
         ns_dtype: Annotated[Literal["bfloat16", "float32"] | None, _SPECTRAL] = None,
+        fallback: str | None = None,
+        fallback_options: Annotated[Mapping[str, Any] | None, Needs("fallback")] = None,
+        fallback_lr_scale: Annotated[NonNegative, Needs("fallback")] = 1.0,
         **common: Unpack[Common],
     ) -> None:
         norm_kwargs = _pairs(norm_kwargs)
@@ -125,6 +131,11 @@ class Scion(Optimizer):
             if not isinstance(value, bool):
                 raise ValueError(f"norm_kwargs[{name!r}]={value!r}, expected True or False")
 
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        vector = h.norm == "Auto" and p.dim() < 2
+        return p.dim() in _NORMS[h.norm][1] and not vector and not p.is_complex()
+
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
         if p.is_complex() or p.dim() not in _NORMS[h.norm][1]:
@@ -146,20 +157,16 @@ class Scion(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        return {"kept": 1 - h.lr}
+        return {"decay_amount": h.lr}
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "own"
+        return "none" if h.unconstrained else "decoupled"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        g = finite_else(g, 0.0)
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         m = ema(s.momentum_buffer, g, k.momentum) if "momentum_buffer" in s else g
-        u = shape_direction(_corner(m, k) * k.scale, g, k)
-        if not k.unconstrained:
-            scale(p, k.kept)
-        add_scaled(p, u, -k.lr)
+        return _corner(m, k) * k.scale
 
 
 def _corner(m: Tensor, k: Known) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,19 +11,18 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.ranges import Beta, Betas, Count, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.linear import along, gram, inverse_root
 from descend.optimizers.adam import bias_correction, moments
-from descend.optimizers.routed import expect_matrices
+from descend.optimizers.routed import Preconditioned, expect_matrices
 from descend.terms import assign, blend, ema, finite_else, root
 
 Block = tuple[tuple[int, int], ...]
 
 
-class Shampoo(Optimizer):
+class Shampoo(Preconditioned):
     """Shampoo, blocked and grafted: Kronecker factors give the direction, Adam the length.
 
     ::
@@ -49,6 +48,10 @@ class Shampoo(Optimizer):
         grafting: whose length the step takes: "adam", or None for U as it is.
         grafting_beta2: decay rate of the average of squares, in [0, 1).
         grafting_eps: added to Adam's denominator, ≥ 0.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): vectors, numbers and complex parameters.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -66,7 +69,6 @@ class Shampoo(Optimizer):
         Shampoo Optimizer for Training Neural Networks At-Scale, 2023, arXiv 2309.06497.
     """
 
-    reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(
         ("max_preconditioner_dim", "precondition_frequency", "start_preconditioning_step")
     )
@@ -86,10 +88,17 @@ class Shampoo(Optimizer):
         grafting: Literal["adam"] | None = "adam",
         grafting_beta2: Annotated[Beta, Needs("grafting")] = 0.999,
         grafting_eps: Annotated[NonNegative, Needs("grafting")] = 1e-8,
+        fallback: str | None = None,
+        fallback_options: Annotated[Mapping[str, Any] | None, Needs("fallback")] = None,
+        fallback_lr_scale: Annotated[NonNegative, Needs("fallback")] = 1.0,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(params, own(locals()), **common)
         expect_matrices(self, "AdamW", lambda h, p: p.dim() > 1, strict=True)
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return p.dim() > 1 and not p.is_complex()
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -120,7 +129,6 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        g = finite_else(g, 0.0)
         move_factors(g, s, k)
         moments(g, s, k, (k.weight1, k.graft_weight))
         d = s.exp_avg / root(s.exp_avg_sq, k.graft_debias, k.grafting_eps)

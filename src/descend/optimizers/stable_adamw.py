@@ -13,9 +13,8 @@ from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.ranges import Betas, Lr, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import take
 from descend.optimizers.adam import moments
-from descend.terms import adam_ratio, clip_ratio
+from descend.terms import Quotient, adam_ratio, clip_ratio
 
 
 class StableAdamW(Optimizer):
@@ -69,10 +68,8 @@ class StableAdamW(Optimizer):
         beta1, beta2 = h.betas
         return {"weight1": (1 - beta1) / (1 - beta1**t), "weight2": (1 - beta2) / (1 - beta2**t)}
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> tuple[Quotient, Any]:
         moments(g, s, k)
         slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)
-        amount = k.decay_amount / slower
-        slowed = k.but(step_size=k.step_size / slower, decay_amount=amount, decay_factor=1 - amount)
-        take(p, adam_ratio(s.exp_avg, s.exp_avg_sq, 1.0, k.eps), g, slowed)
+        return adam_ratio(s.exp_avg, s.exp_avg_sq, 1.0, k.eps) * (1 / slower), k.decay_amount / slower
