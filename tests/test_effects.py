@@ -40,8 +40,11 @@ SOMETIMES: dict[tuple[str, str], str] = {
     ("AdafactorBigVision", "beta2_cap"): "after the first decay_offset steps",
     ("Prodigy", "growth_rate"): "where the distance grows by more",
     ("Mars", "betas_1d"): "with optimize_1d=False; it is betas where it is not given",
-    **{("Scion", name): "where the norm does not take a parameter" for name in ("fallback", "fallback_options")},
-    ("Scion", "fallback_lr_scale"): "where the norm does not take a parameter",
+    **{
+        (rule, name): "where a parameter is no matrix to the rule"
+        for rule in ("SOAP", "KLSOAP", "Scion")
+        for name in ("fallback", "fallback_options", "fallback_lr_scale")
+    },
     ("Scion", "norm_kwargs"): "max: where a matrix has more columns than rows",
     ("Kron", "decoupled_decay"): "it is the same decay, but out of reach of what shapes the step",
     ("Kron", "memory_save_mode"): "where one side is larger than the others",
