@@ -13,7 +13,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, shape_direction
-from descend.terms import add_scaled, assign, choose, ema, ema_sq, plus, root, scale
+from descend.terms import accumulate, adam_ratio, add_scaled, assign, choose, ema, ema_sq, plus, scale
 
 
 class Adan(Optimizer):
@@ -77,7 +77,7 @@ class Adan(Optimizer):
             "weight2": 1 - beta2,
             "weight3": 1 - beta3,
             "debias1": 1 / (1 - beta1**t),
-            "lead": beta2 / (1 - beta2**t),
+            "lead": beta2 * (1 - beta1**t) / (1 - beta2**t),
             "debias3": (1 - beta3**t) ** -0.5,
             "later": choose(t == 1, 0.0, 1.0),
             "proximal": 1 / (1 + h.lr * h.weight_decay),
@@ -89,13 +89,13 @@ class Adan(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        change = scale(g + s.neg_pre_grad, k.later)
-        assign(s.neg_pre_grad, -g)
+        change = scale(s.neg_pre_grad.add_(g), k.later)
         m = ema(s.exp_avg, g, k.weight1)
         ema(s.exp_avg_diff, change, k.weight2)
-        ema_sq(s.exp_avg_sq, plus(g, change, k.beta2), k.weight3)
-        u = plus(shape_direction(m, g, k) * k.debias1, s.exp_avg_diff, k.lead)
-        u = u / root(s.exp_avg_sq, k.debias3, k.eps)
+        ema_sq(s.exp_avg_sq, accumulate(change, k.beta2, g), k.weight3)
+        assign(s.neg_pre_grad, g).neg_()
+        ahead = plus(shape_direction(m, g, k), s.exp_avg_diff, k.lead)
+        u = adam_ratio(ahead, s.exp_avg_sq, k.debias3, k.eps) * k.debias1
         if k.no_prox:
             decay_weights(p, u, k)
         add_scaled(p, u, -k.lr)

@@ -15,7 +15,17 @@ from descend.engine.options import OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, shaped
 from descend.optimizers.adam import bias_correction
-from descend.terms import accumulate, adam_ratio, add_product, clip_ratio, either, ema_sq, plus, trust_ratio, value_of
+from descend.terms import (
+    accumulate,
+    adam_ratio,
+    add_product,
+    add_scaled,
+    clip_ratio,
+    either,
+    ema_sq,
+    trust_ratio,
+    value_of,
+)
 
 
 class Lamb(Optimizer):
@@ -107,7 +117,7 @@ class Lamb(Optimizer):
             decay_weights(p, d, k)
             u = value_of(d)
         else:
-            u = plus(value_of(d), p, k.weight_decay)
+            u = add_scaled(value_of(d), p, k.weight_decay)
         p_norm, u_norm = k.norms(p, u)
         ratio = trust_ratio(p_norm, u_norm)
         if k.trust_clip:

@@ -13,7 +13,7 @@ from descend.engine.optimizer import Optimizer
 from descend.engine.options import OWN_STEP, Common
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_weights, shape_direction
-from descend.terms import accumulate, add_scaled, choose, ema_sq, root
+from descend.terms import accumulate, adam_ratio, add_scaled, choose, ema_sq
 
 
 class LaProp(Optimizer):
@@ -80,7 +80,7 @@ class LaProp(Optimizer):
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        accumulate(s.exp_avg, k.beta1, g / root(s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)
+        accumulate(s.exp_avg, k.beta1, adam_ratio(g, s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)
         d = shape_direction(s.exp_avg, g, k)
         add_scaled(p, d, -k.step_size)
         decay_weights(p, d, k)
