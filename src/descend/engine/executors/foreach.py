@@ -13,11 +13,14 @@ from descend.engine.executors.profile import profile
 from descend.engine.job import Job, real, values_of
 from descend.engine.known import Known, OverallKnown, Pause, State
 from descend.engine.rule import Rule
-from descend.engine.tensorlist import TensorList
+from descend.engine.slots import Slot
+from descend.engine.tensorlist import Numbers, TensorList
 from descend.engine.text import advance
 
 # What a batch's parameters may weigh; temporaries are a few times that, and never grow with the model.
 BATCH_BYTES = 32 << 20
+# Elements of a tensor whose calls cost more than its numbers.
+FEW = 1 << 12
 
 
 def run(
@@ -26,10 +29,11 @@ def run(
     """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
     partials: list[tuple[Any, ...]] = []
     for batch in _batches(jobs, memory):
-        if profile(rule, batch[0]).overall > len(totals):
+        needs = profile(rule, batch[0])
+        if needs.overall > len(totals):
             partials.append(_partial_sums(rule, batch, totals))
             continue
-        _advance(rule, batch, totals)
+        _advance(rule, batch, totals, joins=not needs.rounds and _is_small(batch[0]))
         for job in batch:
             job.done = True
     return partials
@@ -56,7 +60,16 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call can serve: the same scalars, device, dtypes; in order, up to the bytes of a batch."""
     kinds: dict[Any, list[Job]] = {}
     for job in jobs:
-        key = id(job.known), job.device, job.dtype, job.grad.dtype, tuple(job.slots), job.rests, job.is_plain
+        key = (
+            id(job.known),
+            job.device,
+            job.dtype,
+            job.grad.dtype,
+            tuple(job.slots),
+            job.rests,
+            job.is_plain,
+            _is_small(job),
+        )
         kinds.setdefault(key, []).append(job)
     for kind in kinds.values():
         batch: list[Job] = []
@@ -71,11 +84,29 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
-def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
+def _listed(tensors: list[Tensor], slot: Slot) -> TensorList:
+    return Numbers(torch.stack(tensors)) if slot.reduce == "all" else TensorList(tensors)
+
+
+def _is_small(job: Job) -> bool:
+    """Whether copies of the numbers cost less than calls for them."""
+    return job.numel <= FEW and job.device.type == "cpu"
+
+
+def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]], joins: bool) -> None:
     first, k = batch[0], _known(batch, totals)
     if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
-        state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
-        advance(rule, TensorList([job.param for job in batch]), TensorList([job.grad for job in batch]), state, k)  # type: ignore[arg-type]
+        if joins and len(batch) > 1:
+            _advance_joined(rule, batch, k)
+            return
+        slots = {name: [job.state[name] for job in batch] for name in first.slots}
+        lists = {name: _listed(tensors, first.slots[name]) for name, tensors in slots.items()}
+        advance(
+            rule, TensorList([job.param for job in batch]), TensorList([job.grad for job in batch]), State(lists), k
+        )  # type: ignore[arg-type]
+        for name, of_slot in lists.items():
+            if isinstance(of_slot, Numbers):
+                torch._foreach_copy_(slots[name], of_slot.tensors)
         return
     maths = first.maths
     params, grads, resting = _gather(batch)
@@ -90,6 +121,26 @@ def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, 
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
+
+
+def _advance_joined(rule: type[Rule], batch: Sequence[Job], k: Known) -> None:
+    """Carry copies of the tensors, end to end, over the step: each operation is one call for all of them."""
+    tensors = {name: [job.state[name] for job in batch] for name in batch[0].slots}
+    state = {name: _joined(of_slot) for name, of_slot in tensors.items()}
+    params = [job.param for job in batch]
+    p = _joined(params)
+    advance(rule, p, _joined([job.grad for job in batch]), State.of(state), k)
+    sizes = [int(job.numel) for job in batch]
+    changed: list[Tensor] = []
+    values: list[Tensor] = []
+    for into, value in ((params, p), *((tensors[name], state[name]) for name in tensors)):
+        changed += into
+        values += [v if t.dim() == 1 else v.view(t.shape) for t, v in zip(into, value.split(sizes), strict=True)]
+    torch._foreach_copy_(changed, values)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in tensors])
 
 
 def _lie_alike(batch: Sequence[Job]) -> bool:
