@@ -48,14 +48,14 @@ _ORACLE = "every option agrees with a NumPy float64 transcription of the paper"
 COLUMNS = (
     _ticked("loop", "loop", f"{_ORACLE}, one tensor after another, in float64 and float32"),
     _ticked("foreach", "multi-tensor", f"{_ORACLE} with `foreach=True`, in float64 and float32"),
-    _ticked("fused", "fused", "every compiled text agrees with the transcription with `fused=True`"),
+    _ticked("fused", "fused", "every compiled variant agrees with the transcription, with `fused=True`"),
     _ticked("capturable", "capturable", "with `capturable=True` a step reads nothing back to the host"),
-    _ticked("bf16", "bf16", "a step of bfloat16 parameters is the float32 step, to one bfloat16 number"),
+    _ticked("bf16", "bf16", "a step of bfloat16 parameters is the float32 step, within one unit of bfloat16"),
     _ticked("complex", "complex", "complex parameters move, as pairs of reals"),
     _ticked("resume", "exact resume", "saved, loaded into a new optimizer and continued, a run is bitwise the same"),
     Column(
         "bits of state",
-        "averages rest in blocks of so many bits, and a run that is saved and loaded goes on bitwise",
+        "averages are stored in blocks of so many bits, and a saved run continues bitwise",
         {"int8": "8", "int4": "4"},
     ),
     _ticked("kahan", "Kahan", "bfloat16 parameters with compensation keep what rounding would lose"),
@@ -63,7 +63,7 @@ COLUMNS = (
     _ticked(
         "sharded",
         "sharded",
-        "pieces on 2, 3 and 4 processes, replicas of shards, tensor parallel and both: one process's result, in float64",
+        "shards on 2, 3 and 4 processes, replicas of shards, tensor parallel and both: one process's result, in float64",
     ),
     _ticked("reshard", "resharding", "distributed checkpoints load on another number of processes, bit by bit"),
     Column(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,59 @@ def relative(ours: Any, expected: Any, start: Any, least_scale: float = 0.0) -> 
     return float(np.abs(ours - expected).max() / (scale if scale > 0 else 1.0))
 
 
+class Fixed(dict[str, Any]):
+    """Options as part of a key."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
+
+
+@dataclass
+class Course:
+    """What an oracle does: the gradients are those at its own parameters, so that every optimizer gets the same."""
+
+    start: list[list[np.ndarray]]
+    half: dict[str, float]
+    gradients: list[list[list[np.ndarray | None]]]
+    oracle: Any
+    largest: dict[tuple[int, int, str], float]
+
+
+def halves_lr(step: int) -> bool:
+    return step == 20
+
+
+@functools.lru_cache(maxsize=4)
+def course(name: str, options: Fixed, dtype: torch.dtype, steps: int) -> Course:
+    """Two groups of every shape, the second with half the lr; lr halves for the first group on the way."""
+    start = [initial(1), initial(2)]
+    start = [[np.asarray(torch.tensor(p).to(dtype).double()) for p in group] for group in start]
+    half = {} if options["lr"] is None or name in ONE_LR else {"lr": options["lr"] / 2}
+    oracle = ORACLES[name]([{"params": start[0]}, {"params": start[1], **half}], **options)
+    rng = np.random.default_rng(3)
+    largest: dict[tuple[int, int, str], float] = {}
+    gradients = []
+    for step in range(steps):
+        if halves_lr(step) and options["lr"] is not None:
+            for group in range(2 if name in ONE_LR else 1):
+                oracle.groups[group]["lr"] *= 0.5
+        grads: list[list[np.ndarray | None]] = [[], []]
+        for i in range(2):
+            for j in range(len(start[i])):
+                noise = gradient(rng, oracle.groups[i]["params"][j], step)
+                noise = np.asarray(torch.tensor(noise).to(dtype).double())
+                what = schedule(step, j, i)
+                grads[i].append(None if what == "none" else noise * 0 if what == "zero" else noise)
+        oracle.step(grads)
+        gradients.append(grads)
+        for where, state in oracle.state.items():
+            for key, value in state.items():
+                if not isinstance(value, (str, bool)) and np.size(value):
+                    place = (*where, key)
+                    largest[place] = max(largest.get(place, 0.0), float(np.abs(value).max()))
+    return Course(start, half, gradients, oracle, largest)
+
+
 def run(
     name: str,
     lr: float | None,
@@ -98,38 +152,22 @@ def run(
     between: Callable[[torch.optim.Optimizer, int], torch.optim.Optimizer] | None = None,
     **engine: Any,
 ) -> Run:
-    """Two groups of every shape, the second with half the lr; lr halves for the first group on the way."""
-    start = [initial(1), initial(2)]
-    start = [[np.asarray(torch.tensor(p).to(dtype).double()) for p in group] for group in start]
+    """An optimizer on the course of its oracle, which all executors share."""
     options = {"lr": lr, **options}
     still = options.pop("still", False)
-    half = {} if options["lr"] is None or name in ONE_LR else {"lr": options["lr"] / 2}
-    params = [[torch.nn.Parameter(torch.tensor(p, dtype=dtype)) for p in group] for group in start]
-    optimizer = getattr(descend, name)([{"params": params[0]}, {"params": params[1], **half}], **options, **engine)
-    oracle = ORACLES[name]([{"params": start[0]}, {"params": start[1], **half}], **options)
-    rng = np.random.default_rng(3)
-    largest: dict[tuple[int, int, str], float] = {}
+    known = course(name, Fixed(options), dtype, steps)
+    params = [[torch.nn.Parameter(torch.tensor(p, dtype=dtype)) for p in group] for group in known.start]
+    optimizer = getattr(descend, name)(
+        [{"params": params[0]}, {"params": params[1], **known.half}], **options, **engine
+    )
     for step in range(steps):
-        if step == 20 and options["lr"] is not None:
+        if halves_lr(step) and options["lr"] is not None:
             for group in range(2 if name in ONE_LR else 1):
                 optimizer.param_groups[group]["lr"] *= 0.5
-                oracle.groups[group]["lr"] *= 0.5
-        grads: list[list[np.ndarray | None]] = [[], []]
-        for i in range(2):
-            for j, p in enumerate(start[i]):
-                noise = gradient(rng, oracle.groups[i]["params"][j], step)
-                noise = np.asarray(torch.tensor(noise).to(dtype).double())
-                what = schedule(step, j, i)
-                g = None if what == "none" else noise * 0 if what == "zero" else noise
-                grads[i].append(g)
-                params[i][j].grad = None if g is None else torch.tensor(g, dtype=dtype)
+        for group, grads in zip(params, known.gradients[step], strict=True):
+            for p, g in zip(group, grads, strict=True):
+                p.grad = None if g is None else torch.tensor(g, dtype=dtype)
         optimizer.step()
-        oracle.step(grads)
-        for where, state in oracle.state.items():
-            for key, value in state.items():
-                if not isinstance(value, (str, bool)) and np.size(value):
-                    place = (*where, key)
-                    largest[place] = max(largest.get(place, 0.0), float(np.abs(value).max()))
         if between is not None:
             optimizer = between(optimizer, step)
-    return Run(optimizer, params, start, oracle, still, largest)
+    return Run(optimizer, params, known.start, known.oracle, still, known.largest)

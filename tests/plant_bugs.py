@@ -176,7 +176,7 @@ def in_rules() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "momentum=1 divides by zero", f"{timm} SGDP", "optimizers/projected.py",
-        "if h.momentum == 1:", "if h.momentum == 3:", BAD_INPUT, "momentum_of_one",
+        "Range(ge=0, lt=1, why=", "Range(ge=0, lt=3, why=", BAD_INPUT, "momentum_of_one",
     )  # fmt: skip
     yield Bug(
         "amsgrad keeps no maximum", "several", "terms.py",
@@ -213,7 +213,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "foreach decays once more", f"{timm} SGDW until 1.0.28", "engine/text.py",
-        "        scale(p, k.decay_factor)",
+        "        scale(p, k.decay_factor if amount is None else 1 - amount)",
         "        scale(scale(p, k.decay_factor), 1.0 if isinstance(p, Tensor) else k.decay_factor)",
         TIMM, "trajectories and SGDW",
     )  # fmt: skip
@@ -262,8 +262,8 @@ def in_the_engine() -> Iterator[Bug]:
         "        if name not in known:", "        if not name:", BAD_INPUT, "unknown_options and Adam",
     )  # fmt: skip
     yield Bug(
-        "betas of 1 are accepted", f"{timm} AdamP, RAdam", "engine/options.py",
-        "not 0.0 <= beta < 1.0", "not 0.0 <= beta < 9.0", BAD_INPUT, "bad_values and AdamP",
+        "betas of 1 are accepted", f"{timm} AdamP, RAdam", "engine/ranges.py",
+        "Beta = Annotated[float, Range(ge=0, lt=1)]", "Beta = Annotated[float, Range(ge=0, lt=9)]", BAD_INPUT, "bad_values and AdamP",
     )  # fmt: skip
     yield Bug(
         "one operation a tensor in foreach", f"{timm}, trust ratios", "engine/tensorlist.py",
@@ -288,8 +288,8 @@ def in_stages() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "cautious decay leaves out what has no direction", ours, text,
-        "add_scaled(p, p + p * opposed, -k.decay_amount)",
-        "add_scaled(p, p * torch.sign(p * value_of(d)).clamp_min(0.0), -k.decay_amount)",
+        "add_scaled(p, p + p * opposed, -(",
+        "add_scaled(p, p * torch.sign(p * value_of(d)).clamp_min(0.0), -(",
         STAGES, "loop and Lion and cautious_weight_decay",
     )  # fmt: skip
     yield Bug(
@@ -404,7 +404,7 @@ def in_checkpoints() -> Iterator[Bug]:
 
 
 def in_storages() -> Iterator[Bug]:
-    storage, offload = "engine/storage.py", "engine/offload.py"
+    storage, offload = "engine/storage.py", "engine/executors/offload.py"
     yield Bug(
         "small steps of short averages are lost", "bitsandbytes, torchao 4-bit", storage,
         "        if dice is not None:\n            y = self._either", "        if False:\n            y = self._either",

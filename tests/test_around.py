@@ -16,7 +16,6 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 import descend
 from descend import SAM, Lookahead
-from descend.engine.executors import kernels
 
 EXECUTORS = ({"foreach": False}, {"foreach": True}, {"fused": True})
 every_executor = pytest.mark.parametrize("executor", EXECUTORS, ids=("loop", "foreach", "fused"))
@@ -34,11 +33,6 @@ BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "torch.SGD": lambda params: torch.optim.SGD(params, lr=0.05),
 }
 every_base = pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
-
-
-@pytest.fixture(autouse=True)
-def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
 
 
 def pair(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:

@@ -12,17 +12,11 @@ import torch
 from torch import nn
 
 import descend
-from descend.engine.executors import kernels
 from descend.engine.slots import signed
 from descend.terms import accumulate
 
 EXECUTORS = ({"foreach": False}, {"foreach": True}, {"fused": True})
 every_executor = pytest.mark.parametrize("executor", EXECUTORS, ids=("loop", "foreach", "fused"))
-
-
-@pytest.fixture(autouse=True)
-def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
 
 
 def ones(*shape: int) -> nn.Parameter:

@@ -23,9 +23,8 @@ EXECUTORS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": 
 
 
 @pytest.fixture(autouse=True)
-def _nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels of this test's own, small ones."""
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def _nothing_compiled() -> Iterator[None]:
+    """Kernels of this test's own."""
     kernels.kernel.cache_clear()
     yield
     kernels.kernel.cache_clear()

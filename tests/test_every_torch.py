@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import descend
-from descend.engine.executors import kernels
 
 SHAPES = ((), (5,), (6, 64), (18, 32), (4, 3, 3, 3))
 EXECUTORS = {"foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -52,8 +51,7 @@ def train(name: str, dtype: torch.dtype, **options: Any) -> tuple[list[Tensor], 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_executors_agree_with_the_loop(executor: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def test_executors_agree_with_the_loop(executor: str, kind: str) -> None:
     name, dtype, options = KINDS[kind]
     expected, told = train(name, dtype, foreach=False, **options)
     found, state = train(name, dtype, **EXECUTORS[executor], **options)

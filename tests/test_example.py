@@ -48,7 +48,7 @@ def loss(out: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("opt", ("lamb", "muon"))
+@pytest.mark.parametrize("opt", ("lamb", pytest.param("muon", marks=pytest.mark.slow)))
 def test_a_killed_run_goes_on_with_other_processes(opt: str, tmp_path: Path) -> None:
     whole = loss(finished(start(*command(2, tmp_path / "whole", "--opt", opt))))
     killed = start(*command(2, tmp_path / "killed", "--opt", opt))

@@ -59,14 +59,14 @@ def test_float32_matches_the_oracle_and_really_compiles(row: Row) -> None:
     assert after.hits + after.misses > before.hits + before.misses
 
 
-@pytest.fixture
-def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two parameters a call: a quarter of the code to compile, of the same text."""
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+@pytest.mark.usefixtures("full_bundles")
+@pytest.mark.parametrize("name", ("AdamW", "Lamb"))
+def test_bundles_of_full_length_match_the_oracle(name: str) -> None:
+    row = next(row for row in ROWS if row.name == name)
+    assert_close(run(name, row.lr, row.variants[0], dtype=torch.float32, fused=True), row.float32)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_bundles")
 @pytest.mark.capability("fused")
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 def test_float64_matches_the_oracle(row: Row) -> None:
@@ -75,7 +75,6 @@ def test_float64_matches_the_oracle(row: Row) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small_bundles")
 @pytest.mark.capability("fused")
 @pytest.mark.parametrize("row, options", TEXTS)
 def test_every_text_matches_the_oracle(row: Row, options: dict) -> None:
@@ -215,8 +214,7 @@ def test_grad_scaler_skips_infinite_steps_only(options: dict) -> None:
 @pytest.mark.parametrize(
     "executor", [{"foreach": False}, {"foreach": True}, pytest.param({"fused": True}, marks=pytest.mark.slow)], ids=str
 )
-def test_every_optimizer_runs_through_a_grad_scaler(row: Row, executor: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def test_every_optimizer_runs_through_a_grad_scaler(row: Row, executor: dict) -> None:
     kind, (ours, twins) = (
         getattr(descend, row.name),
         ([torch.nn.Parameter(torch.eye(20, 18)) for _ in "ab"] for _ in "ab"),

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 import descend
-from descend.engine.executors import kernels
 from descend.engine.storage import Kahan
 
 EXECUTORS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -26,8 +25,7 @@ def trained(dtype: torch.dtype, executor: str, steps: int = 200) -> tuple[Tensor
 
 @pytest.mark.parametrize("dtype", STEP, ids=str)
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_small_steps_add_up(executor: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def test_small_steps_add_up(executor: str, dtype: torch.dtype) -> None:
     p, lack = trained(dtype, executor)
     expected = torch.linspace(0.5, 2, 101).to(dtype).double() - 200 * STEP[dtype]
     torch.testing.assert_close(p.double() + lack.double(), expected, rtol=0, atol=0.05 * 200 * STEP[dtype])

@@ -15,13 +15,13 @@ import descend
 ROOT = Path(descend.__file__).parent
 #: Each line is a layer; a name stands for a module, or for a package with all that is in it.
 LAYERS = (
-    "lazy randomness engine.tensorlist engine.slots engine.torch_private engine.unwrapped",
+    "lazy randomness engine.ranges engine.tensorlist engine.slots engine.torch_private engine.unwrapped",
     "terms linear orthogonal engine.known engine.storage",
     "engine.text",
     "engine.rule",
     "engine.options engine.sharding.layout engine.resolved",
     "engine.job",
-    "engine.offload",
+    "engine.host",
     "engine.placing",
     "engine.counters engine.sharding.collectives engine.sharding.agreement",
     "engine.plan engine.sharding.owners",

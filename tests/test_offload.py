@@ -12,8 +12,8 @@ from cases import ROWS, Row
 from torch import nn
 
 import descend
-from descend.engine import offload, placing, plan
-from descend.engine.executors import kernels
+from descend.engine import placing, plan
+from descend.engine.executors import offload
 
 SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
 every_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
@@ -63,18 +63,22 @@ def test_offloaded_storages_give_the_same_bits(name: str, options: dict[str, Any
     check(run(row, dtype=torch.bfloat16, offload_state=True, **options), run(row, dtype=torch.bfloat16, **options))
 
 
+def kept_by(optimizer: Any, plan: Any = None) -> dict[str, Any]:
+    """What executors keep between steps of the optimizer's one rule."""
+    return (plan or optimizer._plan)._remembered[1][type(optimizer)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("AdamW", "Lamb", "Prodigy"))
-def test_offloaded_state_is_compiled_for_once(name: str, far: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def test_offloaded_state_is_compiled_for_once(name: str, far: list[int]) -> None:
     row = next(row for row in ROWS if row.name == name)
     offloaded, usual = run(row, fused=True, offload_state=True), run(row, fused=True)
     start = small.parameters(torch.float32, SHAPES)
     assert small.distance(small.values(offloaded), small.values(usual), start) < 1e-5
-    (batches,) = offloaded._plan.memory[type(offloaded)]["offload"][1].values()
-    kept = [batch.memory["fused"][3] for batch in batches]
+    (batches,) = kept_by(offloaded)["batches"].values()
+    kept = [batch.memory["bundles"] for batch in batches]
     small.take_steps(offloaded, 1, 3)
-    assert [batch.memory["fused"][3] for batch in batches] == kept
+    assert [batch.memory["bundles"] for batch in batches] == kept
 
 
 def test_offloaded_state_resumes_is_copied_and_comes_back(far: list[int]) -> None:
@@ -110,7 +114,7 @@ def test_batches_stay_where_groups_wait_for_different_sums(far: list[int]) -> No
         optimizer = descend.Lamb(groups, lr=1e-2, offload_state=offloaded)
         for step in range(3):
             small.take_steps(optimizer, 1, step)
-            kept.append(optimizer._plan.memory[descend.Lamb].get("offload"))
+            kept.append(kept_by(optimizer).get("batches"))
         found.append(optimizer)
     check(*found)
     assert kept[0] is kept[1] is kept[2] is not None
@@ -161,7 +165,7 @@ def test_offloaded_steps_in_backward_keep_no_room(far: list[int]) -> None:
             optimizer.zero_grad()
     assert small.same(list(model.parameters()), list(twin.parameters()))
     assert far
-    assert not any("offload" in each.memory for each in ours._in_backward.plans.values())
+    assert not any("batches" in kept_by(ours, plan) for plan in ours._in_backward.plans.values())
 
 
 def test_offload_refuses_what_cannot_be() -> None:

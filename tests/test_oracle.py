@@ -35,8 +35,8 @@ def test_newton_schulz_in_bfloat16_stays_near(row: Row) -> None:
     assert max(errors.values()) < 0.05
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)  # above, so that executors follow one another and share the oracle
 @pytest.mark.parametrize("row, options", CASES)
-@pytest.mark.parametrize("executor", EXECUTORS)
 def test_float64_matches_the_oracle(row: Row, options: dict, executor: dict) -> None:
     result = run(row.name, row.lr, options, **executor)
     errors = result.errors()
@@ -45,8 +45,8 @@ def test_float64_matches_the_oracle(row: Row, options: dict, executor: dict) -> 
     assert errors[worst] < 1e-10, f"{worst}: {errors[worst]:.1e}"
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)  # above, so that executors follow one another and share the oracle
 @pytest.mark.parametrize("row, options", CASES)
-@pytest.mark.parametrize("executor", EXECUTORS)
 def test_float32_matches_the_oracle(row: Row, options: dict, executor: dict) -> None:
     exact = {"ns_dtype": "float32"} if takes_ns_dtype(row, options) else {}
     result = run(row.name, row.lr, options, dtype=torch.float32, **executor, **exact)

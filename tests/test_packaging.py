@@ -168,3 +168,15 @@ def test_mypy_sees_our_types_in_a_users_file(installed: Path, tmp_path: Path) ->
     ]
     errors = [(line, what.rpartition("[")[2].rstrip("]")) for line, what in found if what.startswith("error")]
     assert errors == [(9, "arg-type"), (10, "call-arg")], said
+
+
+@pytest.mark.slow
+def test_pyright_sees_our_types_in_a_users_file(installed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyright", reason="pyright is not installed; descend[dev] has it")
+    (tmp_path / "user.py").write_text(USER.lstrip(), encoding="utf-8")
+    command = (sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", installed, "user.py")
+    found = json.loads(run(*command, cwd=tmp_path, error_code=1))["generalDiagnostics"]
+    types = [each["message"] for each in found if each["severity"] == "information"]
+    assert [re.findall(r'"([^"]*)"$', message)[0] for message in types] == ["AdamW", "Optimizer", "list[str]"]
+    errors = [(each["range"]["start"]["line"] + 1, each["rule"]) for each in found if each["severity"] == "error"]
+    assert errors == [(9, "reportArgumentType"), (10, "reportCallIssue")], found

@@ -8,15 +8,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import descend
-from descend.engine.executors import kernels
 
 EXECUTORS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 RULES = {"SGD": {"momentum": 0.9}, "AdamW": {}, "Lamb": {}}
-
-
-@pytest.fixture(autouse=True)
-def _small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
 
 
 class Wrapped(Tensor):

@@ -27,6 +27,7 @@ LOOSE: dict[str, Any] = {
 # Where no variant of the row has the option, or its effect takes more steps than there are here.
 QUICK = {"betas": (0.8, 0.5)}
 ROUTED = ("Muon", "NorMuon", "Dion")
+PRECONDITIONED = ("SOAP", "KLSOAP", "Shampoo", "Kron", "Scion")
 TURNED: dict[tuple[str, str], dict[str, Any]] = {
     ("AdamW", "amsgrad"): {"amsgrad": True, **QUICK},
     ("Adam", "amsgrad"): {"amsgrad": True, **QUICK},
@@ -45,7 +46,12 @@ TURNED: dict[tuple[str, str], dict[str, Any]] = {
     ("Dion", "rank_multiple_of"): {"rank_fraction": 0.2, "rank_multiple_of": 8},
     ("Dion", "fallback_lr_scale"): {"fallback_lr_scale": 0.3},
     ("Dion", "seed"): {"rank_fraction": 0.5, "seed": 5},
-    **{(name, "fallback"): {"fallback": "lion"} for name in ROUTED},
+    **{(name, "fallback"): {"fallback": "lion"} for name in (*ROUTED, *PRECONDITIONED)},
+    **{(name, "fallback_lr_scale"): {"fallback": "lion", "fallback_lr_scale": 0.3} for name in PRECONDITIONED},
+    **{
+        (name, "fallback_options"): {"fallback": "lion", "fallback_options": {"betas": (0.5, 0.6)}}
+        for name in PRECONDITIONED
+    },
     **{(name, "fallback_options"): {"fallback_options": {"betas": (0.5, 0.6)}} for name in ROUTED},
     **{(name, "use_fallback"): {"use_fallback": True} for name in ROUTED},
     **{(name, "use_muon"): {"use_muon": False} for name in ROUTED},

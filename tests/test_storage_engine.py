@@ -12,7 +12,7 @@ from cases import ROWS, Row
 from torch import Tensor, nn
 
 import descend
-from descend.engine.executors import kernels, loop
+from descend.engine.executors import loop
 
 SHAPES = ((), (0,), (5,), (18, 32), (6, 4, 3, 3), (3, 300))
 NEAR = {"int8": 0.3, "int4": 0.75}
@@ -110,10 +110,7 @@ COMPILED = [
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", NEAR)
 @pytest.mark.parametrize(("name", "options"), COMPILED)
-def test_fused_blocks_agree_with_the_loop(
-    name: str, options: dict[str, Any], bits: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "BUNDLE", 2)
+def test_fused_blocks_agree_with_the_loop(name: str, options: dict[str, Any], bits: str) -> None:
     row = next(row for row in ROWS if row.name == name)
     ways = ({"foreach": False}, {"fused": True})
     expected, fused = (run(row, state_dtype=bits, **options, **way) for way in ways)

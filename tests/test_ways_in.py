@@ -28,6 +28,17 @@ SWITCHES: dict[str, dict[str, bool]] = {
 SHAPES = ((5,), (6, 4))
 
 
+def usual(row: Row, params: Any, executor: str, **options: Any) -> Any:
+    """The row's optimizer with most state; compiled, with the text and the dtype that its oracle has compiled too."""
+    if executor == "fused":
+        return small.make(row, params, **{**row.variants[0], **SWITCHES[executor], **options})
+    return small.busy(row, params, **SWITCHES[executor], **options)
+
+
+def dtype_of(executor: str) -> torch.dtype:
+    return torch.float32 if executor == "fused" else torch.float64
+
+
 def matrix() -> nn.Parameter:
     return nn.Parameter(torch.ones(6, 4))
 
@@ -120,13 +131,13 @@ def loads_safely(optimizer: torch.optim.Optimizer) -> None:
 @every_row
 @every_executor
 def test_numbers_of_other_libraries_are_pythons(row: Row, executor: str) -> None:
-    expected = small.busy(row, small.parameters(shapes=SHAPES), **SWITCHES[executor], lr=0.125)
+    dtype = dtype_of(executor)
+    expected = usual(row, small.parameters(dtype, SHAPES), executor, lr=0.125)
     small.take_steps(expected, 2)
     for number in NUMBERS.values() if executor == "loop" else [NUMBERS["float32"]]:
-        params = small.parameters(shapes=SHAPES)
-        at_once = small.busy(row, params, **SWITCHES[executor], lr=number)
-        in_a_group = small.busy(row, [{"params": small.parameters(shapes=SHAPES), "lr": number}], **SWITCHES[executor])
-        by_schedule = small.busy(row, small.parameters(shapes=SHAPES), **SWITCHES[executor], lr=0.125)
+        at_once = usual(row, small.parameters(dtype, SHAPES), executor, lr=number)
+        in_a_group = usual(row, [{"params": small.parameters(dtype, SHAPES), "lr": number}], executor)
+        by_schedule = usual(row, small.parameters(dtype, SHAPES), executor, lr=0.125)
         by_schedule.param_groups[0].update(lr=number, initial_lr=number)
         assert type(at_once.param_groups[0]["lr"]) is type(in_a_group.param_groups[0]["lr"]) is float
         for optimizer in (at_once, in_a_group, by_schedule):
@@ -165,7 +176,7 @@ def test_wrappers_take_numbers_of_other_libraries() -> None:
 def test_every_group_has_a_tensor_lr_of_its_own(row: Row, executor: str) -> None:
     groups = [{"params": [p]} for p in small.parameters(shapes=((6, 4), (20, 18)))]
     lr = torch.tensor(0.04)
-    optimizer = small.make(row, groups, lr=lr, **SWITCHES[executor])
+    optimizer = usual(row, groups, executor, lr=lr)
     scheduler = LambdaLR(optimizer, [lambda t: 0.5**t, lambda t: 0.1**t])
     small.take_steps(optimizer, 1)
     scheduler.step()
@@ -214,9 +225,9 @@ def test_dtypes_by_name_in_a_mapping_and_in_a_group() -> None:
 @every_row
 @every_executor
 def test_lazy_parameters_are_taken_and_checked_once_they_have_a_shape(row: Row, executor: str) -> None:
-    layer = nn.LazyLinear(6, bias=False, dtype=torch.float64)
-    optimizer = small.busy(row, [("weight", layer.weight)], **SWITCHES[executor])
-    layer(torch.ones(2, 4, dtype=torch.float64))
+    layer = nn.LazyLinear(6, bias=False, dtype=dtype_of(executor))
+    optimizer = usual(row, [("weight", layer.weight)], executor)
+    layer(torch.ones(2, 4, dtype=dtype_of(executor)))
     small.take_steps(optimizer, 1)
     assert optimizer.state[layer.weight]["step"] == 1
 
@@ -237,8 +248,8 @@ def test_frozen_quantised_parameters_are_kept_and_never_move(row: Row, executor:
         nn.Parameter(torch.ones(4, 1, dtype=torch.uint8), requires_grad=False),
         nn.Parameter(torch.ones(4, 4).to(torch.float8_e4m3fn), requires_grad=False),
     ]
-    trained = small.parameters(shapes=SHAPES)
-    optimizer = small.busy(row, [*frozen, *trained], **SWITCHES[executor])
+    trained = small.parameters(dtype_of(executor), SHAPES)
+    optimizer = usual(row, [*frozen, *trained], executor)
     small.set_gradients(trained, 0, small.is_curved(optimizer))
     optimizer.step()
     optimizer.load_state_dict(optimizer.state_dict())
@@ -263,7 +274,7 @@ def test_fused_on_meta_asks_for_no_compiler(row: Row) -> None:
 @every_row
 @every_executor
 def test_parameters_appended_by_hand_get_names(row: Row, executor: str) -> None:
-    optimizer = small.busy(row, [("a", matrix())], **SWITCHES[executor])
+    optimizer = usual(row, [("a", matrix())], executor)
     optimizer.param_groups[0]["params"].append(matrix())
     small.take_steps(optimizer, 1)
     saved = optimizer.state_dict()

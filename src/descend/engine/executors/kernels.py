@@ -66,6 +66,11 @@ class Signature:
         return len(self.scalars) + (3 + len(self.order or (0,)) if self.in_pieces else 0)
 
     @property
+    def asks(self) -> int:
+        """How often it needs sums from elsewhere."""
+        return sum(scope == "overall" or self.in_pieces for scope, _ in self.rounds)
+
+    @property
     def shaped(self) -> bool:
         """Whether parameters go in with their shape; the order of their dimensions in memory is then fixed."""
         return self.order is not None

@@ -90,16 +90,24 @@ def _profile(
     try:
         with torch.no_grad(), watch if ndim == 1 else nullcontext():
             advance(rule, p, g, State(state), k)
-    except IndexError as error:
+    except _OnePart:
+        raise
+    except (IndexError, RuntimeError) as error:
+        if ndim > 1:
+            raise
         raise RuntimeError(
             f"{rule.__name__}: its lines use dimensions that a flat tensor does not have ({error}); "
-            f'a rule that sees rows and columns says reach = "rows"'
+            f'a rule that sees rows and columns says reach = "rows"; one that multiplies matrices says reach = "matrix"'
         ) from error
     return Profile(tuple(across.rounds), tuple(across.small), shaped=ndim > 1, held=watch.held)
 
 
+class _OnePart(RuntimeError):
+    """A text does by itself what it needs the whole tensor for."""
+
+
 class _Watch(TorchFunctionMode):
-    """Counts the tensors that there are, and raises where a text sums by itself: it may have one chunk or shard in hand."""
+    """Counts the tensors in hand, and raises where a text sums or looks at rows by itself: it may have a part of them."""
 
     def __init__(self, rule: str, across: _Counting, tensors: Sequence[Tensor]) -> None:
         super().__init__()
@@ -112,13 +120,20 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         x = args[0] if args else None
-        if name in _REDUCTIONS and isinstance(x, Tensor) and x.numel() > 1 and not self.across.is_asked:
-            raise RuntimeError(
+        by_hand = not self.across.is_asked and isinstance(x, Tensor) and x.nelement() > 1
+        if by_hand and name in _REDUCTIONS:
+            raise _OnePart(
                 f"{self.rule}: its lines reduce a tensor with {name}(), and have only a part of it in hand; "
                 f"write {_REDUCTIONS[name]}, which sums over the whole parameter"
             )
+        if by_hand and (name in _OF_SHAPES or func in _TURNED):
+            what = f"{name}()" if name in _OF_SHAPES else "a transpose"
+            raise _OnePart(
+                f"{self.rule}: its lines use {what}, and have a flat part of the tensor in hand; a rule that sees rows "
+                'and columns says reach = "rows", one that multiplies matrices says reach = "matrix"'
+            )
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.numel() > 1:
+        if isinstance(result, Tensor) and result.nelement() > 1:
             self.seen[id(result)] = ref(result)
             self.held = max(self.held, sum(seen() is not None for seen in self.seen.values()))
         return result
@@ -133,6 +148,12 @@ _REDUCTIONS = {
     **dict.fromkeys(("max", "min", "amax", "amin", "aminmax", "median", "all", "any", "argmax", "argmin"), _SUMS),
     **dict.fromkeys(("std", "var", "std_mean", "var_mean", "prod", "logsumexp", "cumsum", "sort", "topk"), _SUMS),
 }
+
+#: What depends on the shape.
+_OF_SHAPES = frozenset(
+    ("matmul", "mm", "bmm", "mv", "einsum", "transpose", "t", "permute", "flip", "roll", "size", "numel", "__getitem__")
+)
+_TURNED = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
 
 
 class _Counting(Across):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from descend.engine.executors.sums import StepGenerator, Totals, over_all
+from descend.engine.host import on_host
 from descend.engine.job import Job, is_dense, real
 
 #: Bytes of state in a batch, if not of one parameter. There is room for two, which stays: one arrives while the other is
@@ -18,52 +20,43 @@ from descend.engine.job import Job, is_dense, real
 BATCH_BYTES = 64 << 20
 _ALIGNED = 64
 
-Carry = Callable[[list[Job], dict[str, Any]], list[tuple[Any, ...]]]
+Begin = Callable[[list[Job], dict[str, Any], Totals], list[StepGenerator]]
 
 
-def is_far(p: Tensor) -> bool:
-    """Whether the host's memory is another one than the parameter's."""
-    return p.device.type != "cpu"
-
-
-def on_host(x: Tensor) -> Tensor:
-    """A copy in the host's memory, from where an accelerator fetches it without waiting."""
-    if x.device.type == "cpu":
-        return x
-    there = torch.empty_like(x, device="cpu", pin_memory=x.device.type == "cuda")
-    return there.copy_(x)
-
-
-def run(jobs: Sequence[Job], memory: dict[str, Any], carry: Carry) -> list[tuple[Any, ...]]:
-    """Carry jobs whose state is on the host, batch by batch.
+def steps(jobs: Sequence[Job], memory: dict[str, Any], begin: Begin) -> StepGenerator:
+    """Carry jobs of one rule whose state is on the host, batch by batch; once more for each sum over all tensors.
 
     Args:
-        jobs: parameters on accelerators; those that are done stay as they are.
+        jobs: parameters on accelerators.
         memory: where batches are kept from step to step.
-        carry: moves jobs whose state is beside them, and keeps what it likes in a dict of theirs.
-
-    Returns:
-        What `carry` returned, one list after another.
+        begin: moves jobs whose state is on the device, given the sums that are known, and returns what asks for more.
     """
-    if not jobs:
-        memory.pop("offload", None)
-        return []
-    found: list[tuple[Any, ...]] = []
+    totals: Totals = ()
+    while parts := _pass(jobs, memory, begin, totals):
+        totals = [*totals, tuple((yield over_all(jobs[0], parts)))]
+
+
+def _pass(jobs: Sequence[Job], memory: dict[str, Any], begin: Begin, totals: Totals) -> list[list[Tensor]]:
+    """Each batch as far as it comes with these sums; its part of the next."""
+    parts: list[list[Tensor]] = []
     for device, batches in _batches(jobs, memory).items():
         streams = [_Stream(device, i) for i in range(2)]
         try:
             for i, batch in enumerate(batches):
                 waiting = batch.waiting()
+                if not waiting:
+                    continue
                 with streams[i % 2].running():
                     _fetch(waiting)
                     try:
-                        found += carry([staged for _, staged in waiting], batch.memory)
+                        asking = begin([staged for _, staged in waiting], batch.memory, totals)
+                        parts += [part for generator in asking for part in next(generator).parts]
                     finally:
                         _put_back(waiting)
         finally:
             for stream in streams:
                 stream.finish()
-    return found
+    return parts
 
 
 @functools.cache
@@ -135,10 +128,9 @@ def _put_back(waiting: Sequence[tuple[Job, Job]]) -> None:
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, list[_Batch]]:
-    """The jobs in batches, as before where they are the same."""
-    kept = memory.get("offload")
-    if kept is not None and kept[0] == list(jobs) and not any(b.is_stale() for some in kept[1].values() for b in some):
-        batches: dict[torch.device, list[_Batch]] = kept[1]
+    """The jobs in batches, as before where parameters lie as they did."""
+    batches: dict[torch.device, list[_Batch]] | None = memory.get("batches")
+    if batches is not None and not any(batch.is_stale() for some in batches.values() for batch in some):
         return batches
     batches = {}
     for device in dict.fromkeys(job.param.device for job in jobs):
@@ -146,7 +138,7 @@ def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, 
         most = max(sum(map(_weight, some)) for some in cut)
         rooms = [torch.empty(most, dtype=torch.uint8, device=device) for _ in cut[:2]]
         batches[device] = [_Batch(some, rooms[i % 2]) for i, some in enumerate(cut)]
-    memory["offload"] = list(jobs), batches
+    memory["batches"] = batches
     return batches
 
 
