@@ -261,7 +261,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "the loop holds a temporary of the whole parameter", "every loop over parameters", "engine/executors/loop.py",
-        "p.numel() <= CHUNK", "p.numel() <= (CHUNK << 20)", COST, "few_pieces and AdamW",
+        "if p.numel() <= most", "if p.numel() <= most * 2**20", COST, "few_pieces and AdamW",
     )  # fmt: skip
     yield Bug(
         "an option is accepted and does nothing", f"{kozistr}, use_palm and others", "engine/text.py",
