@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from capabilities import ROOT
+
+from helpers.capabilities import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 
