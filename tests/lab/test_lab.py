@@ -247,7 +247,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, finished: Race) -> None
     assert [path.name for path in tmp_path.iterdir()] == [store.FILE]
 
 
-@pytest.mark.parametrize("text", ["{", '{"format": 0}', '{"format": 2, "settings": {"colour": 1}}', "[]"])
+@pytest.mark.parametrize("text", ["{", '{"format": 0}', '{"format": 3, "settings": {"colour": 1}}', "[]"])
 def test_a_file_that_is_no_race_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / store.FILE).write_text(text)
     with pytest.raises(ValueError, match="start a new one"):
