@@ -114,7 +114,7 @@ def section() -> str:
     out: list[str] = []
     for name in RULES:
         kind = getattr(descend, name)
-        ours = "\n\n".join(map(shown, functions(kind)))
+        ours = "\n\n\n".join(map(shown, functions(kind)))
         out += ["", f"### {name}", "", "<table><tr><td markdown>", "", "```text", formula(kind), "```", ""]
         out += ["</td><td markdown>", "", "```python", ours, "```", "", "</td></tr></table>"]
     return "\n".join(out)
