@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 WORLD = 4
 PATIENCE = 120.0  # seconds after which a task counts as hanging
@@ -57,7 +57,7 @@ class Piece:
             if not dims:
                 return pieces[int(mesh)].local
             if dims[0] is None:
-                return part(next((row for row in mesh if rank in row), mesh[0]), dims[1:])
+                return part(next(row for row in mesh if rank in row), dims[1:])
             return torch.cat([part(row, dims[1:]) for row in mesh], dims[0])
 
         return part(self.mesh, self.dims)
@@ -65,15 +65,13 @@ class Piece:
 
 def joined(results: list[Any]) -> list[Any]:
     """The processes' results with whole tensors in place of pieces."""
-    # By their place in the results: a process that had no part in one layout has fewer than the others.
-    named, specs = zip(*(tree_flatten_with_path(result) for result in results), strict=True)
-    found = [dict(mine) for mine in named]
+    flat, specs = zip(*(tree_flatten(result) for result in results), strict=True)
     leaves = [
         [
-            x.whole(rank, {r: found[r][path] for r in x.mesh.flatten().tolist()}) if isinstance(x, Piece) else x
-            for path, x in mine.items()
+            x.whole(rank, {r: flat[r][i] for r in x.mesh.flatten().tolist()}) if isinstance(x, Piece) else x
+            for i, x in enumerate(mine)
         ]
-        for rank, mine in enumerate(found)
+        for rank, mine in enumerate(flat)
     ]
     return [tree_unflatten(mine, spec) for mine, spec in zip(leaves, specs, strict=True)]
 
