@@ -71,8 +71,8 @@ BUDGET = (
     # Where one launch for each tensor is not avoided yet.
     Row("AdamW", 643, 0, 0, {**FOREACH, **CAPTURABLE}),
     Row("AdamW", 1500, 0, 0, {**FOREACH, **CAPTURABLE}, scaled=True),
-    Row("Lamb", 319, 0, 0, FOREACH),
-    Row("Adafactor", 601, 0, 0, FOREACH),
+    Row("Lamb", 319, 20, 0, FOREACH),
+    Row("Adafactor", 601, 100, 0, FOREACH),
     Row("Muon", 420, 0, 0),
 )
 

@@ -17,6 +17,9 @@ def test_a_step_keeps_its_budget(row: budget.Row, gpu: VirtualGpu) -> None:
     allowed = {"launches": row.launches, "copies": row.copies, "syncs": row.syncs}
     assert all(told[kind] <= allowed[kind] for kind in told), f"{told}, allowed {allowed}:\n{gpu.account}"
     tolerance = dict(rtol=2e-2, atol=2e-2) if row.dtype is torch.bfloat16 else dict(rtol=1e-4, atol=1e-5)
+    if "state_dtype" in row.options:
+        # A number in the middle between two codes may go to either.
+        tolerance = dict(rtol=1e-2, atol=1e-3)
     for a, b in zip(ours, train(row, None), strict=True):
         torch.testing.assert_close(a, b, **tolerance)
 

@@ -31,6 +31,7 @@ def install() -> None:
     torch.cuda.current_stream = lambda device=None: _streams[-1]
     torch.cuda.stream = _on
     torch.cuda.Stream = Stream
+    Tensor.new_tensor = _new_tensor
     Tensor.pin_memory = lambda x, device=None: current().pinned(x.clone())
     root = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
@@ -38,6 +39,16 @@ def install() -> None:
         linked = f"-I{root}/include", str(_HERE / "guard.cpp"), f"-L{root}/lib", "-lc10", f"-Wl,-rpath,{root}/lib"
         subprocess.run(["g++", "-O0", "-std=c++20", "-shared", "-fPIC", *linked, "-o", library], check=True)
         ctypes.CDLL(library)
+
+
+_host_tensor = Tensor.new_tensor
+
+
+def _new_tensor(x: Tensor, data: Any, **options: Any) -> Tensor:
+    """Numbers of the host beside a tensor: torch hides from modes that they are copied."""
+    if not is_gpu(x):
+        return _host_tensor(x, data, **options)
+    return torch.tensor(data, dtype=options.get("dtype", x.dtype), device="cpu").to(x.device)
 
 
 # ---- tensors

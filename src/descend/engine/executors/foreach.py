@@ -132,9 +132,10 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
             if t is not value
         ]
     for tensors, before, value in stored:
+        value = value.to(before.dtype).reshape(-1)
         if k.skips:
-            value = torch.where(k.found_inf > 0, before, value.to(before.dtype))
-        torch._foreach_copy_(list(tensors), _parts(value.to(before.dtype), tensors))
+            value = torch.where(k.found_inf > 0, _joined(tensors), value)
+        torch._foreach_copy_(list(tensors), _parts(value, tensors))
 
 
 class _Joined:
