@@ -61,7 +61,7 @@ def take(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known, rescale: Ca
     if k.decay in ("decoupled", "fixed"):
         decay_weights(p, d, k, amount)
     elif k.decay == "direction":
-        d = plus(value_of(d), p, k.weight_decay)
+        d = plus(value_of(d), p, k.weight_decay if amount is None else amount)
     if rescale is None:
         add_scaled(p, d, -k.step_size)
     else:

@@ -252,7 +252,7 @@ class NorMuon(_Orthogonal):
         ns_coefficients: Coefficients = "keller",
         eps: NonNegative = 1e-7,
         safety_factor: float = 1.0,
-        adjust_lr_fn: str | None = "original",
+        adjust_lr_fn: Literal["original", "match_rms_adamw", "rms_to_rms"] | None = "original",
         row_eps: NonNegative = 1e-10,
         fallback_lr_scale: NonNegative = 1.0,
         betas: Betas = (0.9, 0.95),
@@ -267,13 +267,6 @@ class NorMuon(_Orthogonal):
         **common: Unpack[Common],
     ) -> None:
         super().__init__(params, own(locals()), **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        _Orthogonal.check(h)
-        if h.adjust_lr_fn not in _LR_RULES["muon"]:
-            names = ", ".join(map(repr, _LR_RULES["muon"]))
-            raise ValueError(f"adjust_lr_fn={h.adjust_lr_fn!r}, expected one of {names}")
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

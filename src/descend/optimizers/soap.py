@@ -79,7 +79,7 @@ class SOAP(Preconditioned):
         params: Any,
         lr: Lr = 3e-3,
         betas: Betas = (0.95, 0.95),
-        shampoo_beta: Annotated[float, Range(lt=1)] = -1,
+        shampoo_beta: Annotated[float, Range(lt=1, why="negative for the second of betas")] = -1,
         eps: NonNegative = 1e-8,
         weight_decay: WeightDecay = 0.01,
         precondition_frequency: Count = 10,
@@ -97,13 +97,6 @@ class SOAP(Preconditioned):
         expect_matrices(
             self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d, strict=True
         )
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if not h.shampoo_beta < 1:
-            raise ValueError(
-                f"shampoo_beta={h.shampoo_beta!r}, expected a number < 1; negative for the second of betas"
-            )
 
     @classmethod
     def factored(cls, h: Any, p: Tensor) -> tuple[int, ...]:

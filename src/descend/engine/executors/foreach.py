@@ -115,8 +115,8 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
     _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
-        slots = {name: tensors[i] for name, tensors in s.items()}
-        stored = job.rests.store(params[i], resting[i], p[i], slots, job.dice())
+        values = {name: tensors[i] for name, tensors in s.items()}
+        stored = job.rests.store(params[i], resting[i], p[i], values, job.dice())
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
@@ -144,7 +144,9 @@ def _advance_joined(
     values: list[Tensor] = []
     for tensors, value in ((params, p), *((slots[name], state[name]) for name in slots)):
         changed += tensors
-        values += [v if t.dim() == 1 else v.view(t.shape) for t, v in zip(tensors, value.split(sizes), strict=True)]
+        values += [
+            v if t.dim() == 1 else v.view(t.shape) for t, v in zip(tensors, torch.split(value, sizes), strict=True)
+        ]
     torch._foreach_copy_(changed, values)
 
 

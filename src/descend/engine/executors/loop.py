@@ -133,8 +133,8 @@ def _pieces(job: Job, most: float, k: Known) -> Iterator[tuple[int, Tensor, Tens
     length = job.rests.length or 1
     count = round(1.5 * p.numel() / most)
     piece = math.ceil(p.numel() / count / length) * length
-    cut = [t.split(piece // (job.resting[name].per_block or 1)) for name, t in s.items()]
-    for i, (p_part, g_part, *parts) in enumerate(zip(p.split(piece), g.split(piece), *cut, strict=True)):
+    cut = [torch.split(t, piece // (job.resting[name].per_block or 1)) for name, t in s.items()]
+    for i, (p_part, g_part, *parts) in enumerate(zip(torch.split(p, piece), torch.split(g, piece), *cut, strict=True)):
         yield i * piece, p_part, g_part, dict(zip(s, parts, strict=True))
 
 
