@@ -74,7 +74,8 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         batch: list[Job] = []
         weight = 0
         for job in kind:
-            size = job.param.numel() * job.param.element_size()
+            copies = 2 if _is_small(job) else 1
+            size = job.param.numel() * job.param.element_size() * copies
             if batch and weight + size > BATCH_BYTES:
                 yield batch
                 batch, weight = [], 0
