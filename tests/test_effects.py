@@ -40,6 +40,7 @@ SOMETIMES: dict[tuple[str, str], str] = {
     ("AdafactorBigVision", "beta2_cap"): "after the first decay_offset steps",
     ("Prodigy", "growth_rate"): "where the distance grows by more",
     ("Mars", "betas_1d"): "with optimize_1d=False; it is betas where it is not given",
+    ("Scion", "fallback"): "where the norm is not for a parameter",
     ("Scion", "norm_kwargs"): "max: where a matrix has more columns than rows",
     ("Kron", "decoupled_decay"): "it is the same decay, but out of reach of what shapes the step",
     ("Kron", "memory_save_mode"): "where one side is larger than the others",
@@ -51,8 +52,12 @@ SOMETIMES: dict[tuple[str, str], str] = {
 
 
 def is_structural(options: dict[str, Any]) -> bool:
-    """Whether a variant is more than other numbers."""
-    return not options or any(not v or not isinstance(v, (int, float, tuple)) or v is True for v in options.values())
+    """Whether a variant is more than other numbers where there are numbers anyway."""
+    return (
+        not options
+        or bool(options.keys() & {"weight_decay", "momentum"})
+        or any(not v or not isinstance(v, (int, float, tuple)) or v is True for v in options.values())
+    )
 
 
 def turns(row: Row) -> dict[str, list[Any]]:

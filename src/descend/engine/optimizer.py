@@ -171,7 +171,7 @@ class Optimizer(Unwrappable, Rule):
             for name, option in declared(rule).items():
                 default = COMMON_DEFAULTS.get(name, option.default)
                 given = [h for h, bound in pairs if _differs(vars(h).get(name, default), bound.get(name, default))]
-                for need in (*option.needs, *rule.acts_with.get(name, ())):
+                for need in (*rule.acts_with.get(name, ()), *option.needs):
                     unmet = [need.unmet(h) for h in given]
                     if given and all(unmet):
                         message = f"{kind}: {name}={getattr(given[0], name)!r} has no effect{unmet[0]}"

@@ -67,10 +67,14 @@ class Common(TypedDict, total=False):
     maximize: bool
     caution: bool
     corrected_weight_decay: Annotated[
-        bool, ActsWith("weight_decay", hyperball=False), ActsWith(decay=("decoupled", "own"), why=NOT_DECOUPLED)
+        bool,
+        ActsWith("weight_decay", hyperball=False),
+        ActsWith(decay=("decoupled", "after", "own"), why=NOT_DECOUPLED),
     ]
     cautious_weight_decay: Annotated[
-        bool, ActsWith("weight_decay", hyperball=False), Needs(decay=("decoupled", "fixed", "own"), why=NOT_DECOUPLED)
+        bool,
+        ActsWith("weight_decay", hyperball=False),
+        Needs(decay=("decoupled", "fixed", "after", "own"), why=NOT_DECOUPLED),
     ]
     grams: Annotated[bool, Needs(caution=False)]
     update_clip: Positive | None
