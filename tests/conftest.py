@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(1)
-
-from capabilities import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: E402, F401
-from cases import ROWS, Row  # noqa: E402
-from processes import Processes  # noqa: E402
-
-from descend.engine.executors import kernels  # noqa: E402
+from descend.engine.executors import kernels
+from helpers.capabilities import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: F401
+from helpers.cases import ROWS, Row
+from helpers.processes import Processes
 
 NAMES = {row.name for row in ROWS}
+torch.set_num_threads(1)
 #: How many parameters a compiled call takes: a quarter of the code to compile, of the same text.
 BUNDLE = kernels.BUNDLE
 kernels.BUNDLE = 2

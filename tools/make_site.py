@@ -161,7 +161,8 @@ def methods(kind: type) -> dict[str, Any]:
                 public = not name.startswith("_") and not name.startswith("check")
                 if isinstance(function, FunctionType) and public:
                     found.setdefault(name, function)
-    order = {name: i for i, name in enumerate(("slots", "scalars", "gain", "decay", "sums", "direction", "move"))}
+    parts = ("slots", "scalars", "gain", "decay", "sums", "direction", "rescale", "move")
+    order = {name: i for i, name in enumerate(parts)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 

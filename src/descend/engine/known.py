@@ -69,8 +69,11 @@ class Across:
         """The sum of the part in hand, over these dimensions, which stay as size 1; None: over all."""
         return x.sum() if dims is None else x.sum(dims, keepdim=True)
 
-    def square(self, x: Any) -> Any:
-        """The sum of the squares of the part in hand."""
+    def square(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
+        """The sum of the squares of the part in hand, over these dimensions; None: over all."""
+        if dims is not None:
+            norms = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+            return norms * norms
         if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
             flat = x.view(-1)
             return torch.dot(flat, flat)
@@ -141,6 +144,14 @@ class Known:
         asked = [(self.across.sum(x, dims), dims) for x, dims in pairs if dims]
         sums = iter(self.complete(*asked) if asked else ())
         return tuple(next(sums) if dims else x for x, dims in pairs)
+
+    def dots_over(self, dims: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """For each (x, y) the sums of x·y over these dimensions, which stay as size 1."""
+        if not dims:
+            return tuple(x * y for x, y in pairs)
+        across = self.across
+        dots = (across.square(x, dims) if x is y else across.sum(x * y, dims) for x, y in pairs)
+        return self.complete(*((dot, dims) for dot in dots))
 
     def means_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the means over these dimensions, which stay as size 1."""

@@ -26,7 +26,7 @@ class Common(TypedDict, total=False):
     """Keyword-only options with one name and one meaning on every optimizer, valid in any parameter group.
 
     Attributes:
-        foreach: run as multi-tensor operations. None: torch's own default for the device.
+        foreach: run as multi-tensor operations. None: torch's own default for the device, and on the CPU for small tensors.
         fused: run as one compiled pass over memory. None: off, torch's own default.
         capturable: keep the step counter on the parameter's device and never synchronise with the host.
         maximize: ascend instead of descending.

@@ -64,7 +64,8 @@ class Rule:
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Direction | tuple[Direction, Any]:
         """Move the state `s` by the gradient `g` and return the direction in which the parameter descends.
 
-        With the share of the parameter that decays, as a pair, where that is not the group's ``decay_amount``.
+        As a pair with how much of the parameter decays, where that is not the group's ``decay_amount`` (or
+        ``weight_decay``, where :meth:`decay` says "direction").
         """
         raise NotImplementedError("an optimizer defines direction(p, g, s, k), or move(p, g, s, k)")
 

@@ -61,7 +61,7 @@ def take(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known, rescale: Ca
     if k.decay in ("decoupled", "fixed"):
         decay_weights(p, d, k, amount)
     elif k.decay == "direction":
-        d = plus(value_of(d), p, k.weight_decay)
+        d = plus(value_of(d), p, k.weight_decay if amount is None else amount)
     if rescale is None:
         add_scaled(p, d, -k.step_size)
     else:
@@ -165,7 +165,7 @@ def clip_to_units(g: Tensor, p: Tensor, k: Known) -> Tensor:
     """g scaled so that no unit (a slice of dimension 0, or a whole vector) has ‖g‖ > clip·max(‖p‖, 1e-3)."""
     if k.ndim > 1:
         dims = tuple(range(1, k.ndim))
-        p_norm, g_norm = map(torch.sqrt, k.sums_over((p * p, dims), (g * g, dims)))
+        p_norm, g_norm = map(torch.sqrt, k.dots_over(dims, (p, p), (g, g)))
     else:
         p_norm, g_norm = k.norms(p, g)
     limit = torch.clamp(p_norm, min=1e-3) * k.adaptive_grad_clip

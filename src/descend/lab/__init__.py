@@ -45,8 +45,6 @@ def race(
     Raises:
         ValueError: for a part of the task that is missing or wrong, or an unknown optimizer; the message names it.
     """
-    import optuna
-
     import descend
     from descend.lab.contender import parse
     from descend.lab.racing import Settings
@@ -67,10 +65,5 @@ def race(
         task.name, steps, search_steps or steps, batch, parts.get("target", task.target), trials, seeds, seed,
         weight_decay=weight_decay, device=device, threads=task.threads,
     )  # fmt: skip
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        made: Any = descend.create_optimizer_v2
-        return Result(run(task, settings, contenders, made), task)
-    finally:
-        optuna.logging.set_verbosity(before)
+    made: Any = descend.create_optimizer_v2
+    return Result(run(task, settings, contenders, made), task)

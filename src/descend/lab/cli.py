@@ -18,3 +18,7 @@ def main() -> None:
             raise
         print(f"descend: {missing.name} is missing; pip install descend[lab]", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ import ast
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from descend.lab import own
@@ -28,6 +28,7 @@ class Contender:
         betas: its usual betas, or its momentum alone, of which the search tries other first ones. (): none.
         decays: the search tries other weight decays.
         has_weight_decay: whether it takes any.
+        source: the file or module that it is registered from. "": the catalogue has it.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Contender:
     momentum: bool = False
     decays: bool = False
     has_weight_decay: bool = True
+    source: str = ""
 
     def space(self, weight_decay: float) -> Space:
         """Where its search looks."""
@@ -54,16 +56,24 @@ class Contender:
         return {**found, **self.options}
 
 
-def parse(words: str | Sequence[Any] | None, book: Catalogue) -> list[Contender]:
+def parse(words: str | Sequence[Any] | None, book: Catalogue, sources: Sequence[str] = ()) -> list[Contender]:
     """Contenders of a list such as `adamw,adamw:caution=true,mine.py,pkg.module:Class`; an option follows a colon.
 
-    A mixture such as `muon+lion` is the first rule with the second for the parameters that the first does not serve.
+    A mixture such as `muon+lion` is the first rule with the second for the parameters that the first does not serve. All
+    optimizers of `sources` come first.
 
     Raises:
         ValueError: for a name that there isn't, an option that is no `name=value`, or a file that has no optimizer.
     """
-    found = []
-    register = functools.cache(own.register)  # a file that is named twice is read once
+    origin: dict[str, str] = {}
+
+    @functools.cache  # a file that is named twice is read once
+    def register(source: str) -> list[str]:
+        names = own.register(source)
+        origin.update(dict.fromkeys(names, source))
+        return names
+
+    found = [contender(name, {}, book) for source in sources for name in register(source)]
     for word in split(words or "", ",") if isinstance(words, str) or words is None else words:
         if not isinstance(word, str):
             found += [contender(own.registered(word), {}, book)]
@@ -82,7 +92,7 @@ def parse(words: str | Sequence[Any] | None, book: Catalogue) -> list[Contender]
             if not names:
                 raise ValueError(f"no optimizer matches {name!r}; descend list shows all names")
         found += [contender(one, dict(map(option, rest)), book) for one in names]
-    return list({one.name: one for one in found}.values())
+    return [replace(one, source=origin.get(one.opt, "")) for one in {one.name: one for one in found}.values()]
 
 
 def contender(name: str, options: dict[str, Any], book: Catalogue) -> Contender:

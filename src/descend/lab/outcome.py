@@ -6,8 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @contextmanager
@@ -36,6 +40,13 @@ def check_writable(**paths: Path | None) -> None:
             raise ValueError(f"--{option} is {path}, which cannot be written: {error.strerror}") from error
         if not there:
             path.unlink()
+
+
+def wrote(console: Console, *paths: Path | None) -> None:
+    """Say which files were written."""
+    for path in paths:
+        if path:
+            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def write(path: Path, text: str) -> None:

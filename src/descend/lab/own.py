@@ -77,7 +77,7 @@ def registered(kind: type[torch.optim.Optimizer]) -> str:
             return name
         if isinstance(there, str):
             raise ValueError(f"{kind.__name__} has the name of an optimizer of the catalogue; give the class another")
-    takes = {option for base in kind.__mro__ for option in _options(base)}
+    takes = set(_options(kind))
     betas = inspect.signature(kind).parameters.get("betas")
     info = OptimInfo(
         name,
@@ -94,5 +94,17 @@ def registered(kind: type[torch.optim.Optimizer]) -> str:
     return name
 
 
+def kind(name: str) -> type[torch.optim.Optimizer]:
+    """The class of a name."""
+    found: Any = default_registry().get_optimizer_class(name, bind_defaults=False)
+    return found
+
+
 def _options(kind: type) -> Iterable[str]:
-    return inspect.signature(kind.__init__).parameters if "__init__" in vars(kind) else ()  # type: ignore[misc]
+    """What the constructor of a class takes; what it passes on as keywords, its bases take."""
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+            yield from parameters
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+                return

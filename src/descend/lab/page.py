@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.padding import Padding
@@ -11,11 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from descend.lab.facts import Catalogue, bytes_per_parameter, class_name, defaults
+from descend.lab.listing import wrapped
 from descend.lab.summary import show_lr
 
 WRAPPERS = {"lookahead": "Lookahead", "sam": "SAM"}
 REFERENCE = re.compile(r"^Reference:\n((?:(?: .*)?\n?)+)", re.MULTILINE)
-COMMON = "every optimizer also takes the common options: descend.engine.options.Common lists them"
+ITEM = re.compile(r"\w+: ")  # an argument and what it is
+NARROW = 60  # columns, under which what an option does gets a line of its own
 
 
 def show(book: Catalogue, name: str, console: Console) -> None:
@@ -27,10 +30,11 @@ def show(book: Catalogue, name: str, console: Console) -> None:
     info = book.get_optimizer_info(name)
     kind, options, declared = info.load(), defaults(info), info.options
     console.print(Text(f"{name}  {class_name(info)}", style="bold"))
-    if info.description:
+    text = inspect.getdoc(kind) or ""
+    if info.description and info.description not in text:
         console.print(Text(info.description))
     console.print()
-    documentation(REFERENCE.sub("", inspect.getdoc(kind) or "no description"), console)
+    documentation(REFERENCE.sub("", text or "no description"), console)
     heading("defaults", console)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
@@ -39,10 +43,9 @@ def show(book: Catalogue, name: str, console: Console) -> None:
     for option, value in options.items():
         table.add_row(option, Text(value), Text(declared[option].meaning if option in declared else "", style="dim"))
     console.print(Padding(table, (0, 0, 0, 2)))
-    ours = getattr(kind, "__module__", "").startswith("descend.")
-    if ours:
-        console.print(Text(f"  {COMMON}", style="dim"))
     console.print()
+    if getattr(kind, "__module__", "").startswith("descend."):
+        common(getattr(kind, "refused", {}), console)
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
@@ -102,24 +105,60 @@ def reference(kind: object) -> str:
     return plain(" ".join(found[1].split())) if found else ""
 
 
-def documentation(text: str, console: Console) -> None:
-    """A docstring as a reader wants it: no markup, formulae on lines of their own that are never broken."""
-    formula = False
-    text = re.sub(r"\n *::\n\n", "\n::\n", plain(text))
-    for line in text.splitlines():
-        if line.strip() == "::" or line.rstrip().endswith("::"):
-            formula = True
-            if line.strip() != "::":
-                console.print(Text("  " + line.rstrip()[:-1]))
-            continue
-        if line and not line.startswith(" "):
-            formula = False
-        if (formula and line.strip()) or line.lstrip().startswith((">>>", "...")):
-            console.print(Text("  " + line), soft_wrap=True)
+def common(refused: Mapping[str, str], console: Console) -> None:
+    """The options that every optimizer has, their defaults, and what they do; why, where this one refuses one."""
+    from descend.engine.options import COMMON_DEFAULTS, Common
+
+    heading("options that every optimizer has", console)
+    says = dict(re.findall(r"^    (\w+): ((?:.*\n?(?:     .*\n?)*))", inspect.getdoc(Common) or "", re.MULTILINE))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    if console.width >= NARROW:
+        table.add_column()
+    for name in Common.__annotations__:
+        words = re.split(r"[:;.](?:\s|$)| \(", " ".join(says.get(name, "").split()))[0]
+        words = f"refused: {refused[name]}" if name in refused else words
+        title = Text(f"{name}={COMMON_DEFAULTS[name]!r}")
+        if console.width >= NARROW:
+            table.add_row(title, Text(plain(words)))
         else:
-            indent = len(line) - len(line.lstrip())
-            console.print(Padding(Text(line.strip()), (0, 0, 0, 2 + indent)) if line.strip() else "")
+            table.add_row(title)
+            table.add_row(*[wrapped(Text(f"  {plain(words)}", style="not bold"), console.width - 2)])
+    console.print(Padding(table, (0, 0, 0, 2)))
     console.print()
+
+
+def documentation(text: str, console: Console) -> None:
+    """A docstring as a reader wants it: no markup, prose to the width, formulae on lines of their own that are not broken."""
+    formula, prose, indent = False, list[str](), 0
+    text = re.sub(r"\n *::\n\n", "\n::\n", plain(text))
+
+    def flush() -> None:
+        if prose:
+            console.print(Padding(Text(" ".join(prose)), (0, 0, 0, 2 + indent), expand=False))
+            prose.clear()
+
+    for line in [*text.splitlines(), ""]:
+        words, here = line.strip(), len(line) - len(line.lstrip())
+        example = words.startswith((">>>", "..."))
+        if words and not here:
+            formula = False
+        if not words or words == "::" or example or formula:
+            flush()
+            if words and words != "::":
+                console.print(Text("  " + line), soft_wrap=True)
+            elif not words:
+                console.print()
+            formula = formula or words == "::"
+            continue
+        if prose and (
+            here < indent or (here == indent > 0 and ITEM.match(words)) or (prose[-1].endswith(":") and here > indent)
+        ):
+            flush()
+        if not prose:
+            indent = here
+        formula = words.endswith("::")
+        prose.append(words.removesuffix(":") if formula else words)
 
 
 def plain(text: str) -> str:

@@ -1,4 +1,8 @@
-"""The race: the same weights and the same batches for every optimizer, and an equal search for each."""
+"""The race: the same weights and the same batches for every optimizer, and an equal search for each.
+
+A run follows from the runs of its own contender that must be done before it, and from nothing else. Whoever carries it
+out, and in whatever order, gets the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,16 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
 from descend.lab.contender import Contender
-from descend.lab.search import Choice, Prune, Tried, suggest
+from descend.lab.search import Choice, Tried, first, quiet, suggest
 from descend.lab.sizes import held_bytes
 from descend.lab.task import Examples, Task, check
 
@@ -57,7 +62,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One training from start to end, or to where it diverged or was given up."""
+    """One training from start to end, or to where it diverged or was given up.
+
+    Attributes:
+        number: its place among the trials or the final runs of its contender, from 0.
+    """
 
     choice: Choice
     seed: int
@@ -68,6 +77,7 @@ class Run:
     step_ms: float
     optimizer_ms: float
     state_bytes: int
+    number: int = 0
 
     @property
     def lr(self) -> float:
@@ -78,6 +88,15 @@ class Run:
     def score(self) -> float:
         """What the search minimises: the validation loss at the end."""
         return math.inf if self.diverged or self.pruned else self.curve[-1].loss
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that may begin: all that it follows from is done."""
+
+    contender: Contender
+    phase: Literal["search", "final"]
+    number: int
 
 
 @dataclass
@@ -109,22 +128,39 @@ class Entry:
         """Steps of the search so far."""
         return sum(run.steps for run in self.trials)
 
-    def phase(self, settings: Settings) -> str | None:
-        """What comes next, `search` or `final`; None when all is done.
+    def jobs(self, settings: Settings) -> list[Job]:
+        """The runs that may begin now, each of them whether or not the others have; none when all is done.
 
         The search has a budget of steps: one that is given up early leaves its steps to another.
         """
         if self.error:
-            return None
+            return []
+        done = {run.number for run in self.trials}
+        at_once = first(self.contender.space(settings.weight_decay), settings.trials)
         room = self.spent + settings.search_steps <= settings.trials * settings.search_steps
-        if room and len(self.trials) < 2 * settings.trials:
-            return "search"
-        return "final" if len(self.runs) < settings.seeds else None
+        if open_trials := set(range(len(at_once))) - done:
+            return [Job(self.contender, "search", number) for number in sorted(open_trials)]
+        if room and len(done) < 2 * settings.trials:
+            return [Job(self.contender, "search", len(done))]
+        open_runs = set(range(settings.seeds)) - {run.number for run in self.runs}
+        return [Job(self.contender, "final", number) for number in sorted(open_runs)]
+
+    def add(self, job: Job, run: Run) -> None:
+        """Keep a run, unless another one has carried it out too."""
+        runs = self.trials if job.phase == "search" else self.runs
+        if job.number not in {one.number for one in runs}:
+            runs.append(replace(run, number=job.number))
+            runs.sort(key=lambda one: one.number)
 
 
 @dataclass
 class Race:
-    """A race, finished or not; everything that is saved."""
+    """A race, finished or not; everything that is saved.
+
+    Attributes:
+        storage: where several processes work on it. "": one process alone does.
+        study: its name there.
+    """
 
     settings: Settings
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -133,6 +169,78 @@ class Race:
     data_note: str = ""
     data_hash: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    storage: str = ""
+    study: str = ""
+
+    def jobs(self) -> list[Job]:
+        """All runs that may begin now: first those of the contenders that have done the fewest.
+
+        So a busy machine hits all alike.
+        """
+        found = [
+            (len(entry.trials) + len(entry.runs) + i, job)
+            for entry in self.entries.values()
+            for i, job in enumerate(entry.jobs(self.settings))
+        ]
+        return [job for _, job in sorted(found, key=lambda pair: pair[0])]
+
+
+class Board(Protocol):
+    """Where the runs of a race are kept, and who carries out which."""
+
+    def look(self) -> Race:
+        """The race as far as it has come."""
+
+    def take(self, job: Job) -> bool:
+        """Begin a job. False: another worker has it."""
+
+    def keep(self, job: Job, run: Run) -> None:
+        """Add the run that came of a job that was taken."""
+
+    def fail(self, job: Job, message: str) -> None:
+        """Take the contender out of the race."""
+
+    def give_back(self, job: Job) -> None:
+        """Leave a job that was taken to another worker."""
+
+    def wait(self) -> None:
+        """Wait a moment, for all jobs are others'."""
+
+
+@dataclass
+class Alone:
+    """A race that this process alone carries out; `save` is called after every run."""
+
+    race: Race
+    save: Callable[[Race], None] = lambda race: None
+
+    def look(self) -> Race:
+        """The race as far as it has come."""
+        return self.race
+
+    def take(self, job: Job) -> bool:
+        """Begin a job, which no other worker has."""
+        return True
+
+    def keep(self, job: Job, run: Run) -> None:
+        """Add a run."""
+        self.race.entries[job.contender.name].add(job, run)
+        self.save(self.race)
+
+    def fail(self, job: Job, message: str) -> None:
+        """Take the contender out of the race."""
+        self.race.entries[job.contender.name].error = message
+        self.save(self.race)
+
+    def give_back(self, job: Job) -> None:
+        """Nothing: what is not kept has not been done."""
+
+    def wait(self) -> None:
+        """Nothing: no job is another's."""
+
+
+class Stopped(BaseException):
+    """Raised by whoever watches a race, to end it with what is done; no optimizer is at fault."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +319,7 @@ def train(
                 switch(optimizer, "eval")
                 point = Point(step + 1, seconds, statistics.fmean(losses), *task.judge(model, data))
                 losses.clear()
-                diverged = not math.isfinite(point.loss)
+                diverged = not (math.isfinite(point.loss) and math.isfinite(point.metric))
             if diverged:
                 break
             curve.append(point)
@@ -278,76 +386,113 @@ def race(
     `save` is called after every run with all that is done so far. An optimizer that raises is out of the race
     with its message kept, and the others go on.
     """
+    ready, data = prepared(task, done or Race(settings), contenders)
+    return work(task, Alone(ready, save), make_optimizer, watch, data)
+
+
+def prepared(task: Task, result: Race, contenders: Sequence[Contender]) -> tuple[Race, Examples]:
+    """A race that can begin, and its examples: the task has been tried, and every contender has an entry without an error.
+
+    Raises:
+        ValueError: if it was begun on other data, or a part of the task is wrong.
+    """
+    data = same(task, result)
+    check(task, data, result.settings.batch)
+    result.data_note, result.data_hash = data.note, data.fingerprint()
+    with threads(result.settings.threads):
+        result.untrained, result.parameters = untrained(task, data.to(result.settings.device), result.settings)
+    for contender in contenders:
+        result.entries.setdefault(contender.name, Entry(contender)).error = None
+    return result, data
+
+
+def same(task: Task, result: Race) -> Examples:
+    """The examples of a task; those that it draws with torch are the same each time.
+
+    Raises:
+        ValueError: if the race was run on others.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        data = task.load()
+    if result.data_hash and result.data_hash != data.fingerprint():
+        raise ValueError(
+            f"the saved race was run on other data ({result.data_hash}, here {data.fingerprint()}): resume it with the "
+            "files, the Python and the scikit-learn that it was started with, give what draws data at random a seed, or "
+            "start a new one"
+        )
+    return data
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads of torch, for a while."""
     before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(count)
     try:
-        return run_all(task, settings, contenders, make_optimizer, done, save, watch)
+        yield
     finally:
         torch.set_num_threads(before)
 
 
-def run_all(
+def work(
     task: Task,
-    settings: Settings,
-    contenders: Sequence[Contender],
+    board: Board,
     make_optimizer: MakeOptimizer,
-    done: Race | None,
-    save: Callable[[Race], None],
-    watch: Callable[[Moment], None],
+    watch: Callable[[Moment], None] = lambda moment: None,
+    data: Examples | None = None,
 ) -> Race:
-    """The race itself, on as many threads as are set."""
-    data = task.load()
-    result = done or Race(settings)
-    if result.data_hash and result.data_hash != data.fingerprint():
-        raise ValueError(
-            f"the saved race was run on other data ({result.data_hash}, here {data.fingerprint()}): "
-            "resume it with the Python and scikit-learn that it was started with, or start a new one"
-        )
-    check(task, data, settings.batch)
-    result.data_note, result.data_hash = data.note, data.fingerprint()
-    data = data.to(settings.device)
-    result.untrained, result.parameters = untrained(task, data, settings)
-    entries = [result.entries.setdefault(contender.name, Entry(contender)) for contender in contenders]
-    for entry in entries:
-        entry.error = None
-
-    def go(entry: Entry) -> None:
-        contender, (before, total) = entry.contender, progress(entries, settings)
-        prune: Prune | None = None
-        if entry.phase(settings) == "search":
-            phase, number, planned = "search", len(entry.trials) + 1, settings.trials
-            seed, steps = settings.seed, settings.search_steps
-            space = contender.space(settings.weight_decay)
-            choice, prune = suggest(space, entry.tried, settings.trials, steps, seed)
-        else:
-            if all(run.diverged for run in entry.trials):
-                raise ArithmeticError("it diverged at every learning rate that was tried")
-            phase, number, planned = "final", len(entry.runs) + 1, settings.seeds
-            seed, steps, choice = final_seeds(settings)[len(entry.runs)], settings.steps, entry.best
-
-        def look(point: Point) -> bool:
-            at = before + point.step
-            watch(Moment(contender.name, phase, number, planned, choice.lr, point.step, steps, at, total, point.metric))
-            return prune is not None and prune(point.step, point.loss)
-
-        run = train(task, data, settings, contender, make_optimizer, choice, seed, steps, look)
-        (entry.trials if phase == "search" else entry.runs).append(run)
-
-    # The one that has done the fewest runs is next, so that a busy machine hits all alike.
-    while waiting := [entry for entry in entries if entry.phase(settings)]:
-        entry = min(waiting, key=lambda entry: len(entry.trials) + len(entry.runs))
-        try:
-            go(entry)
-        except Exception as error:
-            entry.error = f"{type(error).__name__}: {error}"
-        save(result)
-    return result
+    """Carry out jobs until none is left, in this process or in others that work on the same board."""
+    race = board.look()
+    data = (data or same(task, race)).to(race.settings.device)
+    with threads(race.settings.threads), quiet():
+        while jobs := (race := board.look()).jobs():
+            job = next((job for job in jobs if board.take(job)), None)
+            if job is None:
+                board.wait()
+                continue
+            try:
+                run = carry_out(job, task, data, race, make_optimizer, watch)
+            except Exception as error:
+                board.fail(job, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            except BaseException:
+                board.give_back(job)
+                raise
+            else:
+                board.keep(job, run)
+    return race
 
 
-def progress(entries: Sequence[Entry], settings: Settings) -> tuple[int, int]:
+def carry_out(
+    job: Job, task: Task, data: Examples, race: Race, make_optimizer: MakeOptimizer, watch: Callable[[Moment], None]
+) -> Run:
+    """The run of a job."""
+    settings, entry, contender = race.settings, race.entries[job.contender.name], job.contender
+    before, total = progress(race)
+    if job.phase == "search":
+        planned, seed, steps = settings.trials, settings.seed, settings.search_steps
+        space = contender.space(settings.weight_decay)
+        # Trials that may run at once know nothing of each other: which is done first must not matter.
+        tried = entry.tried if job.number >= len(first(space, settings.trials)) else []
+        choice, prune = suggest(space, tried, settings.trials, steps, settings.seed, job.number)
+    else:
+        if all(run.diverged for run in entry.trials):
+            raise ArithmeticError("it diverged at every learning rate that was tried")
+        planned, seed, steps = settings.seeds, final_seeds(settings)[job.number], settings.steps
+        choice, prune = entry.best, lambda step, loss: False
+
+    def look(point: Point) -> bool:
+        where = (contender.name, job.phase, job.number + 1, planned, choice.lr, point.step, steps)
+        watch(Moment(*where, before + point.step, total, point.metric))
+        return prune(point.step, point.loss)
+
+    return train(task, data, settings, contender, make_optimizer, choice, seed, steps, look)
+
+
+def progress(race: Race) -> tuple[int, int]:
     """Steps done, and steps that the race has in all as far as is known now."""
-    done = total = 0
-    for entry in entries:
+    settings, done, total = race.settings, 0, 0
+    for entry in race.entries.values():
         so_far = entry.spent + len(entry.runs) * settings.steps
         done += so_far
         total += so_far if entry.error else settings.trials * settings.search_steps + settings.seeds * settings.steps

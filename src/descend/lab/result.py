@@ -43,5 +43,5 @@ class Result:
         from descend.lab.screen import race_table
 
         text = io.StringIO()
-        Console(file=text, width=100).print(race_table(self.race, self.task))
+        race_table(self.race, self.task).show(Console(file=text, width=100))
         return text.getvalue().rstrip()

@@ -7,11 +7,11 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from descend.lab.racing import Moment, Race, Settings
+from descend.lab.racing import Moment, Race, Settings, progress
 from descend.lab.summary import rows, show_lr, show_metric, show_ms, show_ratio, verdict
+from descend.lab.table import NOTHING, Table, plural
 from descend.lab.task import Task
 
 
@@ -50,6 +50,11 @@ class RaceScreen:
         )
         self.bar.update(self.line, description=what, completed=now.done, total=now.total)
 
+    def far(self, race: Race, workers: int) -> None:
+        """Move the bar of a race that others carry out."""
+        done, total = progress(race)
+        self.bar.update(self.line, description=plural(workers, "worker"), completed=done, total=total)
+
     def ran(self, race: Race) -> None:
         """Print a line for an optimizer that has finished or failed."""
         for row in rows(race, self.task):
@@ -69,46 +74,28 @@ class RaceScreen:
 
 def race_table(race: Race, task: Task) -> Table:
     """The result, the best first."""
-    settings = race.settings
+    settings, found = race.settings, rows(race, task)
     goal = "target" if settings.target is None else show_metric(settings.target, task)
-    table = Table(
-        title=f"{task.title or task.name}: {task.metric_name} after {settings.steps} steps, {settings.seeds} seeds",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        caption_justify="left",
-    )
-    table.add_column("optimizer", style="bold", no_wrap=True)
-    for head in (
-        "\nlr",
-        "\nmedian",
-        "\nbest",
-        f"to {goal}\nsteps",
-        "\nseconds",
-        "ms\nstep",
-        "of it\noptim",
-        "state\nB/par",
-    ):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in (found := rows(race, task)):
-        table.add_row(
+    head = ["optimizer", "lr", "median", "best", f"steps to {goal}", "seconds", "ms a step", "of it optim.", "B/param"]
+    lines = [
+        [
             row.name + " =" * (row.ties and row.name != found[0].name),
             show_lr(row.lr) + "*" * row.at_edge,
             show_metric(row.median, task),
             show_metric(row.best, task),
-            f"{row.steps_to_target:.0f}" if math.isfinite(row.steps_to_target) else "-",
-            f"{row.seconds_to_target:.2f}" if math.isfinite(row.seconds_to_target) else "-",
+            f"{row.steps_to_target:.0f}" if math.isfinite(row.steps_to_target) else NOTHING,
+            f"{row.seconds_to_target:.2f}" if math.isfinite(row.seconds_to_target) else NOTHING,
             show_ms(row.step_ms),
             show_ms(row.optimizer_ms),
             show_ratio(row.state_bytes / race.parameters),
-        )
+        ]
+        for row in found
+    ]
     if race.untrained:
-        table.add_row("untrained", "", show_metric(race.untrained.metric, task), style="dim")
-    for name, entry in race.entries.items():
-        if entry.error:
-            table.add_row(name, "", Text("failed", style="red"))
-    table.caption = verdict(found)
+        lines.append(["untrained", "", show_metric(race.untrained.metric, task), *[""] * 6])
+    notes = [verdict(found)]
     if any(row.at_edge for row in found):
-        table.caption += "\n* the best learning rate is at the edge of what was tried"
-    return table
+        notes.append("* the best learning rate is at the edge of what was tried")
+    notes += [f"{name} is out: {entry.error}" for name, entry in race.entries.items() if entry.error]
+    runs = f"{plural(settings.steps, 'step')}, {plural(settings.seeds, 'seed')}"
+    return Table(f"{task.title or task.name}: {task.metric_name} after {runs}", head, lines, notes)

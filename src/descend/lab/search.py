@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 GRID = 5  # the first trials vary the learning rate alone, evenly spaced and with both edges
@@ -52,6 +53,19 @@ class Tried:
 Prune = Callable[[int, float], bool]
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna says nothing but errors, for a while."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 def around(suggested: tuple[float, float] | None) -> tuple[float, float]:
     """The range to search first: three decades or more with the suggested one in the middle."""
     if suggested is None:
@@ -89,9 +103,25 @@ def bounds(space: Space, tried: Sequence[Tried]) -> tuple[float, float]:
     return min([space.low, *rates]), max([space.high, *rates])
 
 
-def suggest(space: Space, tried: Sequence[Tried], trials: int, steps: int, seed: int) -> tuple[Choice, Prune]:
-    """The next trial, and what decides at a step and its loss whether to give it up."""
-    choice = _next(space, tried, trials, seed)
+def first(space: Space, trials: int) -> tuple[float, ...]:
+    """The learning rates of the first trials, which follow from nothing; each later trial follows from all before it."""
+    return spaced(space.low, space.high, min(GRID, trials))
+
+
+def suggest(
+    space: Space, tried: Sequence[Tried], trials: int, steps: int, seed: int, number: int | None = None
+) -> tuple[Choice, Prune]:
+    """A trial, and what decides at a step and its loss whether to give it up.
+
+    Args:
+        space: where to search.
+        tried: the trials that it follows from.
+        trials: how many there will be if none is given up.
+        steps: length of a trial.
+        seed: everything random follows from it.
+        number: which trial, from 0. None: the one after `tried`.
+    """
+    choice = _next(space, tried, trials, seed, len(tried) if number is None else number)
     pruner = _study(space, tried, steps, seed)
     trial = pruner.ask()
 
@@ -102,11 +132,11 @@ def suggest(space: Space, tried: Sequence[Tried], trials: int, steps: int, seed:
     return choice, prune
 
 
-def _next(space: Space, tried: Sequence[Tried], trials: int, seed: int) -> Choice:
-    grid = spaced(space.low, space.high, min(GRID, trials))
+def _next(space: Space, tried: Sequence[Tried], trials: int, seed: int, number: int) -> Choice:
+    grid = first(space, trials)
     decay = space.weight_decay or 0.0
-    if len(tried) < len(grid):
-        return space.usual(grid[len(tried)], decay)
+    if number < len(grid):
+        return space.usual(grid[number], decay)
     low, high = bounds(space, tried)
     best = min(tried, key=lambda one: one.score).choice
     side = open_side([(one.choice.lr, one.score) for one in tried])
@@ -114,7 +144,7 @@ def _next(space: Space, tried: Sequence[Tried], trials: int, seed: int) -> Choic
         return replace(best, lr=low / math.sqrt(10))
     if side == "high" and space.low < space.high and high < space.high * 10**EXTENSIONS * 0.99:
         return replace(best, lr=high * math.sqrt(10))
-    return _proposed(space, tried, seed + len(tried))
+    return _proposed(space, tried, seed + number)
 
 
 def _distributions(space: Space, tried: Sequence[Tried]) -> dict[str, object]:

@@ -15,14 +15,14 @@ from descend.lab.contender import Contender
 from descend.lab.racing import Entry, Point, Race, Run, Settings
 from descend.lab.search import Choice
 
-FORMAT = 2
+FORMAT = 3
 FILE = "race.json"
 
 
 def save(race: Race, folder: Path) -> None:
     """Write the race; the file is complete at every moment, whatever interrupts."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, **asdict(race)}, allow_nan=False)
+    text = json.dumps(plain(race), allow_nan=False)
     half = folder / (FILE + ".part")
     half.write_text(text + "\n", encoding="utf-8")
     os.replace(half, folder / FILE)
@@ -32,26 +32,36 @@ def load(folder: Path) -> Race:
     """Read the race that `save` wrote into `folder`."""
     path = folder / FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("format") != FORMAT:
-            raise KeyError("format")
-        raw["settings"] = Settings(**raw["settings"])
-        raw["untrained"] = Point(**raw["untrained"]) if raw["untrained"] else None
-        raw["entries"] = {name: entry(value) for name, value in raw["entries"].items()}
-        return Race(**raw)
+        return race_of(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a race that this version wrote ({error}); start a new one") from error
 
 
+def plain(race: Race) -> dict[str, Any]:
+    """A race as JSON has it."""
+    return {"format": FORMAT, **asdict(race)}
+
+
+def race_of(raw: dict[str, Any]) -> Race:
+    """The race that `plain` made so."""
+    if raw.pop("format") != FORMAT:
+        raise KeyError("format")
+    raw["settings"] = Settings(**raw["settings"])
+    raw["untrained"] = Point(**raw["untrained"]) if raw["untrained"] else None
+    raw["entries"] = {name: entry(value) for name, value in raw["entries"].items()}
+    return Race(**raw)
+
+
 def entry(raw: dict[str, Any]) -> Entry:
     """One contender's part of the file."""
-
-    def run(raw: dict[str, Any]) -> Run:
-        curve = [Point(**point) for point in raw["curve"]]
-        return Run(**{**raw, "choice": Choice(**raw["choice"]), "curve": curve})
-
     who = Contender(**{**raw["contender"], "betas": tuple(raw["contender"]["betas"])})
-    return Entry(who, [run(r) for r in raw["trials"]], [run(r) for r in raw["runs"]], raw["error"])
+    return Entry(who, [run_of(r) for r in raw["trials"]], [run_of(r) for r in raw["runs"]], raw["error"])
+
+
+def run_of(raw: dict[str, Any]) -> Run:
+    """One run of the file."""
+    curve = [Point(**point) for point in raw["curve"]]
+    return Run(**{**raw, "choice": Choice(**raw["choice"]), "curve": curve})
 
 
 def environment() -> dict[str, str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from rich.table import Table
-
 from descend.lab.result import Result
+from descend.lab.table import Table, plural
 
 WITHIN = 4.0  # a target that takes this many times the fewest steps counts as not reached
 
@@ -49,26 +48,19 @@ def table(results: Sequence[Result]) -> Table:
             first[row.name] = first.get(row.name, 0) + row.ties
     found = ratios(steps)
     told = max(map(len, found.values()), default=0)
-    made = Table(
-        title=f"{told} of {len(results)} tasks, by steps to their targets",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        caption_justify="left",
-        caption=f"score: mean share of tasks within 1 to {WITHIN:g} times the fewest steps\n"
-        "first: tasks on which no other is better beyond what seeds differ",
-    )
-    made.add_column("optimizer", style="bold", overflow="fold")
-    for head in ("score", "within 1.5x", "reached", "first"):
-        made.add_column(head, justify="right")
-    for name in sorted(found, key=lambda name: (-score(found[name]), name)):
-        mine = found[name]
-        made.add_row(
+    rows = [
+        [
             name,
             f"{score(mine):.2f}",
             f"{100 * profile(mine, 1.5):.0f}%",
             f"{sum(map(math.isfinite, mine))}/{told}",
             f"{first.get(name, 0)}/{len(results)}",
-        )
-    return made
+        ]
+        for name, mine in sorted(found.items(), key=lambda item: (-score(item[1]), item[0]))
+    ]
+    notes = [
+        f"score: mean share of tasks within 1 to {WITHIN:g} times the fewest steps",
+        "first: tasks on which no other is better beyond what seeds differ",
+    ]
+    title = f"{told} of {plural(len(results), 'task')}, by steps to their targets"
+    return Table(title, ["optimizer", "score", "within 1.5x", "reached", "first"], rows, notes)

@@ -10,6 +10,7 @@ from itertools import combinations
 
 from descend.lab.racing import Entry, Race, Run, Settings
 from descend.lab.search import bounds, open_side
+from descend.lab.table import plural
 from descend.lab.task import Task
 
 
@@ -164,7 +165,8 @@ def verdict(ranked: Sequence[Row]) -> str:
     if len(ranked) == 1:
         return f"{first} raced alone"
     pairs = len(ranked) * (len(ranked) - 1) // 2
-    test = f"paired t-test over {ranked[0].runs} seeds at 5 %, corrected for {pairs} pair{'s' * (pairs > 1)}"
+    over = f"{plural(ranked[0].runs, 'seed')} at 5 %, corrected for {plural(pairs, 'pair')}"
+    test = f"paired t-test over {over}"
     if not others:
         return f"{first} won ({test})"
     return f"a tie of {first} with {', '.join(others)} ({test})"

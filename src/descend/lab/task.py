@@ -421,8 +421,9 @@ def check(task: Task, data: Examples, batch: int) -> None:
             raise
         except Exception as error:
             raise ValueError(f"the metric of task {task.name!r} fails: {_line(error)}") from error
-        if math.isnan(metric):
-            raise ValueError(f"the metric of task {task.name!r} is NaN at the start, before any training")
+        if not math.isfinite(metric):
+            shown = "NaN" if math.isnan(metric) else metric
+            raise ValueError(f"the metric of task {task.name!r} is {shown} at the start, before any training")
 
 
 def _line(error: Exception) -> str:

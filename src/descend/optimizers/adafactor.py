@@ -184,8 +184,8 @@ class Adafactor(Optimizer):
             rows, cols = spread(s.exp_avg_sq_row, s.exp_avg_sq_col, k.factored)
             u = factored_root(sq, rows, cols, k.factored, k.weight2, k).mul_(g)
         else:
-            u = torch.rsqrt(ema(s.exp_avg_sq, bounded(sq), k.weight2)) * g
-        u = u * (rate / clip_ratio(k.rms(u), k.clip_threshold))
+            u = torch.rsqrt(ema(s.exp_avg_sq, bounded(sq), k.weight2)).mul_(g)
+        u.mul_(rate / clip_ratio(k.rms(u), k.clip_threshold))
         if "exp_avg" in s:
             u = ema(s.exp_avg, u, 1 - k.beta1)
         return (u, rate * k.weight_decay) if k.relative else u

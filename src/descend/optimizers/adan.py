@@ -14,7 +14,7 @@ from descend.engine.options import OWN_STEP, Common
 from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_amount, shape_direction
-from descend.terms import assign, choose, ema, ema_sq, plus, root, scale
+from descend.terms import Quotient, accumulate, adam_ratio, assign, choose, ema, ema_sq, plus, scale
 
 
 class Adan(Optimizer):
@@ -80,7 +80,7 @@ class Adan(Optimizer):
             "weight2": 1 - beta2,
             "weight3": 1 - beta3,
             "debias1": 1 / (1 - beta1**t),
-            "lead": beta2 / (1 - beta2**t),
+            "lead": beta2 * (1 - beta1**t) / (1 - beta2**t),
             "debias3": (1 - beta3**t) ** -0.5,
             "later": choose(t == 1, 0.0, 1.0),
             **proximal,
@@ -91,11 +91,11 @@ class Adan(Optimizer):
         return "decoupled" if h.no_prox else "after"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        change = scale(g + s.neg_pre_grad, k.later)
-        assign(s.neg_pre_grad, -g)
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
+        change = scale(s.neg_pre_grad.add_(g), k.later)
         m = ema(s.exp_avg, g, k.weight1)
         ema(s.exp_avg_diff, change, k.weight2)
-        ema_sq(s.exp_avg_sq, plus(g, change, k.beta2), k.weight3)
-        u = plus(shape_direction(m, g, k) * k.debias1, s.exp_avg_diff, k.lead)
-        return u / root(s.exp_avg_sq, k.debias3, k.eps)
+        ema_sq(s.exp_avg_sq, accumulate(change, k.beta2, g), k.weight3)
+        assign(s.neg_pre_grad, g).neg_()
+        ahead = plus(shape_direction(m, g, k), s.exp_avg_diff, k.lead)
+        return adam_ratio(ahead, s.exp_avg_sq, k.debias3, k.eps) * k.debias1

@@ -87,9 +87,9 @@ class Adopt(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        u = g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)
+        u = g / torch.sqrt(s.exp_avg_sq).clamp_min_(k.eps)
         if k.clip_exp is not None:
-            u = torch.clamp(u, -k.bound, k.bound)
+            u.clamp_(-k.bound, k.bound)
         ema(s.exp_avg, u, k.weight1)
         ema_sq(s.exp_avg_sq, g, k.weight2)
         return s.exp_avg

@@ -15,7 +15,7 @@ from descend.engine.options import COUPLED_DECAY, OWN_STEP, Common, if_averaged
 from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
-from descend.terms import add_product, add_scaled, assign, choose, ema, ema_sq, most, scale
+from descend.terms import Quotient, add_product, add_scaled, assign, choose, ema, ema_sq, most, running_max, scale
 
 
 class Adagrad(Optimizer):
@@ -74,9 +74,9 @@ class Adagrad(Optimizer):
         return "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         add_product(s.sum, g, g, 1.0)
-        return g / torch.sqrt(s.sum).add_(k.eps)
+        return Quotient(g, torch.sqrt(s.sum).add_(k.eps))
 
 
 class Adadelta(Optimizer):
@@ -196,10 +196,10 @@ class Adamax(Optimizer):
         return "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         ema(s.exp_avg, g, k.weight1)
-        assign(s.exp_inf, torch.maximum(s.exp_inf * k.beta2, torch.abs(g).add_(k.eps)))
-        return s.exp_avg / s.exp_inf
+        running_max(s.exp_inf.mul_(k.beta2), torch.abs(g).add_(k.eps))
+        return Quotient(s.exp_avg, s.exp_inf)
 
 
 class ASGD(Optimizer):

@@ -16,7 +16,6 @@ from descend.engine.optimizer import Decay
 from descend.engine.options import Common, Dtype, if_decoupled
 from descend.engine.ranges import ActsWith, Lr, Needs, NonNegative, Not, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot
-from descend.engine.text import decay_amount
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
 from descend.optimizers.routed import Preconditioned
 from descend.randomness import normal, uniform
@@ -157,15 +156,13 @@ class Kron(Preconditioned):
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         counter = c.update_counter + 1
         fits = counter >= 1 / _probability(h, t - 1)
-        share = 2 * _draw(h.seed, t, _DECAY) if h.stochastic_weight_decay else 1.0
         c.update_counter = 0.0 if fits else counter
         return {
             "pull": 1 - h.momentum,
             "debias": 1 / (1 - h.momentum**t),
             "fits": fits,
             "balances": fits and _draw(h.seed, t, _BALANCE) < 0.01,
-            "weight_decay": share * h.weight_decay,
-            "decay_amount": share * decay_amount(h),
+            "decay_share": 2 * _draw(h.seed, t, _DECAY) if h.stochastic_weight_decay else 1.0,
         }
 
     @staticmethod
@@ -173,7 +170,7 @@ class Kron(Preconditioned):
         return "decoupled" if h.decoupled_decay else "direction"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> tuple[Tensor, Any]:
         m = ema(s.momentum_buffer, g, k.pull).reshape(k.flat) * k.debias
         factors = [getattr(s, f"Q_{i}") for i in range(len(k.flat))]
         if k.balances and len(factors) > 1:
@@ -184,7 +181,7 @@ class Kron(Preconditioned):
         for i, q in enumerate(factors):
             u = times(times(u, q, i, k), q, i, k, transposed=True)
         u = u * torch.clamp(1.1 / (k.rms(u) + 1e-8), max=1.0)
-        return u.reshape(k.shape)
+        return u.reshape(k.shape), k.decay_share * (k.decay_amount if k.decay == "decoupled" else k.weight_decay)
 
 
 def flattened(h: Any, p: Tensor) -> tuple[int, ...]:
@@ -255,9 +252,10 @@ def probe(like: Tensor, k: Known) -> Tensor:
     """Standard normal numbers, made in pieces, since their integers take more memory than they do."""
     numbers = torch.empty_like(like, memory_format=torch.contiguous_format).view(-1)
     size = numbers.numel()
-    for start in range(0, size, loop.CHUNK):
-        index = torch.arange(start, min(start + loop.CHUNK, size), device=like.device)
-        numbers[start : start + loop.CHUNK].copy_(normal(index, k.seed, int(k.t), size, _PROBE))
+    many = loop.CHUNK // 8  # several of them as integers, which are twice as long
+    for start in range(0, size, many):
+        index = torch.arange(start, min(start + many, size), device=like.device)
+        numbers[start : start + many].copy_(normal(index, k.seed, int(k.t), size, _PROBE))
     return numbers.view(like.shape)
 
 

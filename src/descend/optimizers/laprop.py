@@ -13,7 +13,7 @@ from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_STEP, Common
 from descend.engine.ranges import Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.terms import accumulate, choose, ema_sq, root
+from descend.terms import accumulate, adam_ratio, choose, ema_sq
 
 
 class LaProp(Optimizer):
@@ -84,4 +84,4 @@ class LaProp(Optimizer):
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        return accumulate(s.exp_avg, k.beta1, g / root(s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)
+        return accumulate(s.exp_avg, k.beta1, adam_ratio(g, s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)

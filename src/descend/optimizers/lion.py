@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -62,6 +61,6 @@ class Lion(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        u = torch.sign(blend(s.exp_avg, g, k.weight1))
+        u = blend(s.exp_avg, g, k.weight1).sign_()
         ema(s.exp_avg, g, k.weight2)
         return u

@@ -34,23 +34,23 @@ def projected(p: Tensor, u: Tensor, g: Tensor, k: Known) -> Tensor | tuple[Tenso
 def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tensor]:
     """The step without its radial part, and the factor of weight decay."""
     inner, channels = tuple(range(1, k.ndim)), (0,)
-    by_channel = k.sums_over((g * p, inner), (g * g, inner), (p * p, inner), (u * p, inner))
+    by_channel = k.dots_over(inner, (g, p), (g, g), (p, p), (u, p))
     aligned = _cosine(by_channel, k.eps) >= k.delta / k.count(inner) ** 0.5
     counted = torch.where(aligned, torch.ones_like(by_channel[2]), 0.0)
     *by_layer, above = k.sums_over(*((total, channels) for total in (*by_channel, counted)))
     p_sq = torch.where(above == 0, by_channel[2], by_layer[2])
     projects = (above == 0) | (_cosine(by_layer, k.eps) < k.delta / k.count((*channels, *inner)) ** 0.5)
-    radial = p * torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
+    inverse_sq = torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
 
     def tangential(x: Tensor, along_rows: Tensor, along_all: Tensor) -> Tensor:
         along = torch.where(above == 0, along_rows, along_all)
         # Where a sum overflows, there is no part to leave out.
-        return x - radial * torch.where(torch.isfinite(along), along, 0.0)
+        return x.addcmul(p, inverse_sq * torch.where(torch.isfinite(along), -along, 0.0))
 
     u = tangential(u, by_channel[3], by_layer[3])
     if k.caution:
         u = cautious(u, tangential(g, by_channel[0], by_layer[0]), k)
-        (rows,) = k.sums_over((u * p, inner))
+        (rows,) = k.dots_over(inner, (u, p))
         (whole,) = k.sums_over((rows, channels))
         u = tangential(u, rows, whole)
     return u, torch.where(projects, torch.ones_like(above) * k.wd_ratio, 1.0)

@@ -107,7 +107,7 @@ class RMSpropTF(Optimizer):
         avg = variance(g, s, k)
         if k.centered:
             avg = avg.clamp_min(0.0)
-        d = Quotient(g, torch.sqrt(avg + k.eps))
+        d = Quotient(g, (avg + k.eps).sqrt_())
         if "momentum_buffer" not in s:
             return d
         return accumulate(s.momentum_buffer, k.momentum, d, k.rate_inside)

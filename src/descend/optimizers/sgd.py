@@ -14,7 +14,7 @@ from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import COUPLED_DECAY, Common, if_averaged
 from descend.engine.ranges import ActsWith, Fraction, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, signed
-from descend.terms import accumulate, choose, either, plus, scaled
+from descend.terms import accumulate, add_scaled, choose, either, plus
 
 
 def momentum_slot(h: Any) -> dict[str, Slot]:
@@ -27,12 +27,12 @@ def first_undamped(t: Any, h: Any) -> dict[str, Any]:
     return {"undamped": choose(t == 1, 1.0, 1 - h.dampening)}
 
 
-def heavy_ball(g: Tensor, s: State, k: Known, ratio: Any = 1.0) -> Tensor:
-    """b ← momentum·b + (1−dampening)·ratio·g; the direction is b, or ratio·g + momentum·b with Nesterov's."""
+def heavy_ball(g: Tensor, s: State, k: Known) -> Tensor:
+    """b ← momentum·b + (1−dampening)·g; the direction is b, or g + momentum·b with Nesterov's."""
     if "momentum_buffer" not in s:
-        return scaled(g, ratio)
-    accumulate(s.momentum_buffer, k.momentum, g, ratio * k.undamped)
-    return plus(scaled(g, ratio), s.momentum_buffer, k.momentum) if k.nesterov else s.momentum_buffer
+        return g
+    accumulate(s.momentum_buffer, k.momentum, g, k.undamped)
+    return plus(g, s.momentum_buffer, k.momentum) if k.nesterov else s.momentum_buffer
 
 
 def check_nesterov(h: Any) -> None:
@@ -215,5 +215,8 @@ class Lars(SGD):
         ratio = torch.where((p_norm > 0) & (g_norm > 0), ratio, 1.0)
         if k.trust_clip:
             ratio = torch.clamp(ratio / k.lr, max=1.0)
-        decayed = plus(g, p, k.weight_decay)
-        return heavy_ball(either(k.adapts, decayed, g), s, k, either(k.adapts, ratio, 1.0))
+        ratio = either(k.adapts, ratio, 1.0)
+        if k.nesterov or "momentum_buffer" not in s:
+            return heavy_ball(add_scaled(g * ratio, p, ratio * k.weight_decay), s, k)
+        weight = ratio * k.undamped  # the same line without a temporary
+        return add_scaled(accumulate(s.momentum_buffer, k.momentum, g, weight), p, weight * k.weight_decay)

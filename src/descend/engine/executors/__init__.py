@@ -117,11 +117,11 @@ def is_gathered(job: Job) -> bool:
 
 
 def chosen(job: Job) -> Way:
-    """How this parameter is carried: as its group asks, else as torch decides for the device."""
+    """How this parameter is carried: as its group asks, else by its device and size."""
     if job.group["fused"]:
         return "fused"
     wanted = job.group["foreach"]
     if wanted is None:
         native = type(job.leaf) in (Tensor, torch.nn.Parameter)
-        wanted = native and job.param.device.type in ("cuda", "xpu")
+        wanted = native and (job.param.device.type in ("cuda", "xpu") or job.numel <= foreach.FEW)
     return "foreach" if wanted and job.layout is None and not profile(job.rule, job).shaped else "loop"

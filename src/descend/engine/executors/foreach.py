@@ -14,11 +14,14 @@ from descend.engine.executors.sums import StepGenerator, Totals, over_all
 from descend.engine.job import Job, real, values_of
 from descend.engine.known import Answered, Known, NeedSums, State
 from descend.engine.rule import Rule
-from descend.engine.tensorlist import TensorList
+from descend.engine.slots import Slot
+from descend.engine.tensorlist import Numbers, TensorList
 from descend.engine.text import advance
 
 # What a batch's parameters may weigh; temporaries are a few times that, and never grow with the model.
 BATCH_BYTES = 32 << 20
+# Elements of a tensor whose calls cost more than its numbers.
+FEW = 1 << 12
 
 
 def run(jobs: Sequence[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
@@ -56,7 +59,16 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call can serve: the same scalars, device, dtypes; in order, up to the bytes of a batch."""
     kinds: dict[Any, list[Job]] = {}
     for job in jobs:
-        key = id(job.known), job.device, job.dtype, job.grad.dtype, tuple(job.slots), job.rests, job.is_plain
+        key = (
+            id(job.known),
+            job.device,
+            job.dtype,
+            job.grad.dtype,
+            tuple(job.slots),
+            job.rests,
+            job.is_plain,
+            _is_small(job),
+        )
         kinds.setdefault(key, []).append(job)
     for kind in kinds.values():
         batch: list[Job] = []
@@ -71,6 +83,11 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
+def _is_small(job: Job) -> bool:
+    """Whether copies of the numbers cost less than calls for them."""
+    return job.numel <= FEW and job.device.type == "cpu"
+
+
 def _move(batch: Sequence[Job], totals: Totals) -> None:
     _advance(batch, totals)
     for job in batch:
@@ -80,8 +97,16 @@ def _move(batch: Sequence[Job], totals: Totals) -> None:
 def _advance(batch: Sequence[Job], totals: Totals) -> None:
     rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
     if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
-        state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
-        _advance_lists(rule, [job.param for job in batch], [job.grad for job in batch], state, k)
+        params, grads = [job.param for job in batch], [job.grad for job in batch]
+        slots = {name: [job.state[name] for job in batch] for name in first.slots}
+        if len(batch) > 1 and _is_small(first) and not profile(rule, first).rounds:
+            _advance_joined(rule, params, grads, slots, k)
+            return
+        lists = {name: _listed(tensors, first.slots[name]) for name, tensors in slots.items()}
+        _advance_lists(rule, params, grads, State(lists), k)
+        for name, of_slot in lists.items():
+            if isinstance(of_slot, Numbers):
+                torch._foreach_copy_(slots[name], of_slot.tensors)
         return
     maths = first.maths
     params, grads, resting = _gather(batch)
@@ -90,8 +115,8 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
     _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
-        slots = {name: tensors[i] for name, tensors in s.items()}
-        stored = job.rests.store(params[i], resting[i], p[i], slots, job.dice())
+        values = {name: tensors[i] for name, tensors in s.items()}
+        stored = job.rests.store(params[i], resting[i], p[i], values, job.dice())
         changed += [(t, value) for t, value in stored if t is not value]
     if changed:
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
@@ -102,6 +127,31 @@ def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[T
     p: Any = TensorList(params)
     g: Any = TensorList(grads)
     advance(rule, p, g, state, k)
+
+
+def _listed(tensors: list[Tensor], slot: Slot) -> TensorList:
+    return Numbers(torch.stack(tensors)) if slot.reduce == "all" else TensorList(tensors)
+
+
+def _advance_joined(
+    rule: type[Rule], params: list[Tensor], grads: list[Tensor], slots: dict[str, list[Tensor]], k: Known
+) -> None:
+    """The text on copies of the tensors, end to end: each operation is one call for all of them."""
+    p, state = _joined(params), {name: _joined(tensors) for name, tensors in slots.items()}
+    advance(rule, p, _joined(grads), State.of(state), k)
+    sizes = [tensor.numel() for tensor in params]
+    changed: list[Tensor] = []
+    values: list[Tensor] = []
+    for tensors, value in ((params, p), *((slots[name], state[name]) for name in slots)):
+        changed += tensors
+        values += [
+            v if t.dim() == 1 else v.view(t.shape) for t, v in zip(tensors, torch.split(value, sizes), strict=True)
+        ]
+    torch._foreach_copy_(changed, values)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in tensors])
 
 
 def _lie_alike(batch: Sequence[Job]) -> bool:

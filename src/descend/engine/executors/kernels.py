@@ -155,8 +155,8 @@ class _Replay(Across):
     def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         return partials if next(self.small) else self.overall(lambda: partials)
 
-    def square(self, x: Any) -> Any:
-        return (x * x).sum()
+    def square(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
+        return self.sum(x * x, dims)
 
     def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         if self.asked < len(self.known):

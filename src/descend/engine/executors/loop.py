@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,8 +16,9 @@ from descend.engine.job import Job, flatten, is_dense, real, resolved, values_of
 from descend.engine.known import Answered, Known, NeedSums, State
 from descend.engine.text import advance, advanced, cast_scalars, put
 
-# Elements a piece: large enough to hide the calls, small enough that the allocator has its temporaries at hand.
-CHUNK = 1 << 20
+# Elements of a piece, those of all tensors in hand together: many enough to hide the calls, few enough for the caches, and
+# for the allocator to have temporaries at hand.
+CHUNK = 1 << 21
 
 
 def run(jobs: Sequence[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
@@ -59,16 +61,19 @@ def _move(jobs: Sequence[Job], answers: Totals) -> list[tuple[Job, _Context]]:
         k, g = context.k, job.grad
         context.across.asked = 0
         try:
-            if job.is_plain and context.is_plain and g.dtype is job.maths and (context.whole or job.numel <= CHUNK):
+            if job.is_plain and context.is_plain and g.dtype is job.maths and job.numel <= context.most:
                 p = job.param
                 if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
                     k.numel, k.ndim, k.shape = job.numel, job.ndim, job.shape
                     advance(job.rule, p, g, job.live, k)
                     job.done = True
                     continue
-            for first, p, g, s in _pieces(job, context.whole, k):
+            for first, p, g, s in _pieces(job, context.most, k):
                 context.across.asked = 0
-                put(advanced(job.rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+                if job.is_plain and context.is_plain and g.dtype is job.maths:
+                    advance(job.rule, p, g, State.of(s), k)
+                else:
+                    put(advanced(job.rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise RuntimeError(f"{job.rule.__name__}: parameter {_name(job)}: {error}") from error
         job.done = True
@@ -80,7 +85,7 @@ class _Context:
 
     Attributes:
         waits: whether their text needs a sum from elsewhere that is not known yet.
-        whole: whether it must have whole tensors in hand.
+        most: the elements that it may have in hand of a tensor.
         is_plain: whether it may work on the tensors themselves.
     """
 
@@ -88,7 +93,8 @@ class _Context:
         needs = profile(job.rule, job)
         crosses = job.crossed if job.crosses else None
         asked = [s for s, dims in needs.rounds if s == "overall" or (crosses is not None and any(map(crosses, dims)))]
-        self.waits, self.whole = len(asked) > len(answers), needs.whole
+        self.waits = len(asked) > len(answers)
+        self.most = math.inf if needs.whole else 1.5 * CHUNK / needs.held
         self.k = _known(job)
         self.across = self.k.across = Answered([tuple(x.to(job.device) for x in sums) for sums in answers], crosses)
         self.is_plain = not self.k.skips
@@ -106,7 +112,7 @@ def _known(job: Job) -> Known:
     return cast_scalars(k, job.maths) if job.group["capturable"] else k
 
 
-def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
+def _pieces(job: Job, most: float, k: Known) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
     """The parameter, gradient and state, at once or flat in storage order, piece by piece, each with its first place.
 
     Tensors without data need no pieces: there are no temporaries to bound, and a planned shard may have 2^41 elements.
@@ -116,7 +122,7 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
     alike = all(
         slot.per_block or (slot.like_parameter and s[name].stride() == p.stride()) for name, slot in job.resting.items()
     ) and (p.is_contiguous() or not job.rests.in_order)
-    if whole or p.numel() <= CHUNK or not alike or not is_dense(p) or p.is_meta:
+    if p.numel() <= most or not alike or not is_dense(p) or p.is_meta:
         if alike:
             p, g, s = job.seen(p), job.seen(g), {name: _seen(job, name, t) for name, t in s.items()}
         k.measure(job.whole if job.layout else tuple(p.shape))
@@ -125,12 +131,11 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
     k.measure(job.whole if job.layout else tuple(p.shape))
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
     length = job.rests.length or 1
-    piece = max(CHUNK // length, 1) * length
-    for start in range(0, p.numel(), piece):
-        many = min(piece, p.numel() - start)
-        each = {name: job.resting[name].per_block or 1 for name in s}
-        cut = {name: t.narrow(0, start // each[name], many // each[name]) for name, t in s.items()}
-        yield start, p.narrow(0, start, many), g.narrow(0, start, many), cut
+    count = round(1.5 * p.numel() / most)
+    piece = math.ceil(p.numel() / count / length) * length
+    cut = [torch.split(t, piece // (job.resting[name].per_block or 1)) for name, t in s.items()]
+    for i, (p_part, g_part, *parts) in enumerate(zip(torch.split(p, piece), torch.split(g, piece), *cut, strict=True)):
+        yield i * piece, p_part, g_part, dict(zip(s, parts, strict=True))
 
 
 def _seen(job: Job, name: str, t: Tensor) -> Tensor:
@@ -165,7 +170,7 @@ def _request(job: Job, context: _Context) -> NeedSums:
         p, g, load = job.param, resolved(job.grad), job.state.__getitem__
         k.measure(tuple(p.shape))
     else:
-        (_, stored, g, s), *_ = _pieces(job, True, k)
+        (_, stored, g, s), *_ = _pieces(job, math.inf, k)
         p, load = job.rests.parameter(stored, s, job.maths), partial(_slot, job, stored, s)
     try:
         advance(job.rule, p.clone() if job.crosses else p, g.to(job.maths), Scratch(job.slots, load), k)

@@ -14,7 +14,7 @@ from descend.lab.bench.recording import Recording, save
 from descend.lab.bench.run import Bench, Case
 from descend.lab.models import model_of
 from descend.lab.names import among, chosen, listed
-from descend.lab.outcome import write
+from descend.lab.outcome import write, wrote
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -27,9 +27,7 @@ def finish(found: Recording, json: Path | None, html: Path | None, out: Path | N
         write(html, page.html(found))
     if out:
         write(out, document.markdown(found))
-    for path in (json, html, out):
-        if path:
-            where.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    wrote(where, json, html, out)
 
 
 def planned(

@@ -6,7 +6,7 @@ from typing import cast
 
 import typer
 
-from descend.lab.commands import bench, fit, list, memory, plan, race, show
+from descend.lab.commands import bench, fit, list, memory, plan, race, show, tune
 from descend.lab.facts import Catalogue
 
 
@@ -29,6 +29,6 @@ def app(catalogue: Catalogue | None = None) -> typer.Typer:
         return cast(Catalogue, descend)
 
     list.add(cli, book, catalogue)
-    for command in (show, race, bench, fit, plan, memory):
+    for command in (show, race, tune, bench, fit, plan, memory):
         command.add(cli, book)
     return cli

@@ -29,8 +29,3 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong and leave."""
     print(f"descend: {message}", file=sys.stderr)
     raise typer.Exit(2)
-
-
-def flag(setting: str) -> str:
-    """The command-line option of a setting."""
-    return {"batch": "batch-size"}.get(setting, setting.replace("_", "-"))

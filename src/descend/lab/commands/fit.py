@@ -35,7 +35,7 @@ def fit(
     from descend.lab.fitting import METHOD, answers, call, calls, markdown, needs, summary, tables
     from descend.lab.models import model_of
     from descend.lab.names import chosen
-    from descend.lab.outcome import check_writable, clear_errors, write
+    from descend.lab.outcome import check_writable, clear_errors, write, wrote
 
     where = Console()
     with clear_errors():
@@ -60,6 +60,6 @@ def fit(
         where.print(Text(line, style="dim"))
     if out:
         write(out, markdown(shown, found, room, ranks))
-        where.print(f"wrote {out}", highlight=False, soft_wrap=True)
+        wrote(where, out)
     if selected[0].peak > room:
         raise typer.Exit(1)

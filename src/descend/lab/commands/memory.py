@@ -42,7 +42,7 @@ def memory(
     from descend.lab.memory.measure import Findings, load, measure, save, weights
     from descend.lab.models import model_of
     from descend.lab.names import chosen
-    from descend.lab.outcome import check_writable, clear_errors, write
+    from descend.lab.outcome import check_writable, clear_errors, write, wrote
 
     where, stopped = Console(), False
     with clear_errors():
@@ -75,9 +75,7 @@ def memory(
         where.print()
     if out:
         write(out, document.markdown(found))
-    for path in (json, out):
-        if path:
-            where.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    wrote(where, json, out)
     if stopped:
         where.print(Text("Stopped; what was measured until then is here.", style="bold"))
         raise typer.Exit(130)

@@ -36,7 +36,7 @@ def plan(
 
     from descend.lab.models import model_of
     from descend.lab.names import among, chosen
-    from descend.lab.outcome import check_writable, clear_errors, write
+    from descend.lab.outcome import check_writable, clear_errors, write, wrote
     from descend.lab.planning import Cost, Machines, cost, markdown, table
 
     where, costs = Console(), list[Cost]()
@@ -64,6 +64,6 @@ def plan(
     made.show(where)
     if out:
         write(out, markdown(made))
-        where.print(f"wrote {out}", highlight=False, soft_wrap=True)
+        wrote(where, out)
     if len(costs) < len(names):
         raise typer.Exit(130)
