@@ -19,16 +19,16 @@ race: $(VENV)/.lab  ## set up, race eight optimizers on digits, write runs/race/
 	$(VENV)/bin/descend race
 
 test: $(VENV)/.dev  ## set up, run the tests but those marked slow
-	$(RUN) pytest -n 2 -m "not slow"
+	$(RUN) pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.dev  ## those: every text of every optimizer, compiled
-	$(RUN) pytest -n 2 -m slow
+	$(RUN) pytest -n 2 --dist loadgroup -m slow
 
 test-all: $(VENV)/.dev  ## both
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist loadgroup
 
 VERSIONS := 2.6.0 2.9.1 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
-ON_VERSIONS := $(addprefix tests/test_,every_torch.py half_precision.py plain_tensors.py compiler.py)
+ON_VERSIONS := tests/engine/test_half_precision.py $(addprefix tests/engine/executors/test_,every_torch.py plain_tensors.py compiler.py)
 
 .PRECIOUS: .venv-torch-%/.ready
 .venv-torch-%/.ready:
@@ -89,14 +89,15 @@ docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted,
 
 FRAMEWORKS := .venv-integrations
 TRIED := tests/integrations/tried.txt
+PEERS := tests/integrations/peers.txt
 
-$(FRAMEWORKS)/.ready: pyproject.toml $(TRIED)
+$(FRAMEWORKS)/.ready: pyproject.toml $(TRIED) $(PEERS)
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) torch numpy
-	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) --editable ".[integrations]" pytest hypothesis
+	$(FRAMEWORKS)/bin/pip install --quiet --constraint $(TRIED) --editable ".[integrations]" --requirement $(PEERS) pytest hypothesis
 	touch $@
 
-test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks, and trainings in other people's frameworks
+test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks and docs/from_*.md, and trainings in other people's frameworks
 	$(FRAMEWORKS)/bin/python -m pytest -m integrations -rs tests/integrations
 
 clean:

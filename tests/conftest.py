@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(1)
+from descend.engine.executors import kernels
+from helpers.capabilities import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: F401
+from helpers.cases import ROWS, Row
+from helpers.processes import Processes
 
-from capabilities import pytest_addoption, pytest_configure, pytest_itemcollected  # noqa: E402, F401
-from processes import Processes  # noqa: E402
+NAMES = {row.name for row in ROWS}
+torch.set_num_threads(1)
+#: How many parameters a compiled call takes: a quarter of the code to compile, of the same text.
+BUNDLE = kernels.BUNDLE
+kernels.BUNDLE = 2
+
+
+@pytest.fixture
+def full_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many parameters a compiled call as users have."""
+    monkeypatch.setattr(kernels, "BUNDLE", BUNDLE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares work goes to one of several workers: kernels and oracles of an optimizer, the processes."""
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if "processes" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+        elif (name := next((_name(value) for value in params.values() if _name(value)), None)) is not None:
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
+def _name(value: object) -> str | None:
+    """Of the optimizer that a test is about."""
+    name = value.name if isinstance(value, Row) else value
+    return name if isinstance(name, str) and name in NAMES else None
 
 
 @pytest.fixture(scope="session")

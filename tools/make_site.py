@@ -20,17 +20,23 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import layers
 import paths
+import picture
+import sections as more
 import table
 import torch
 
 import descend
-from descend.engine.options import Common
+from descend.engine.options import COMMON_DEFAULTS, Common
+from descend.engine.ranges import declared
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "tools" / "site"
+FRAMEWORKS = ROOT / "docs" / "frameworks"
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
+RULES = re.compile(r"^(=+(?:  +=+)+)\n(.*)\n\1\n((?:.*\n)*?)\1$", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Warns|Example|Reference|Note|Yields):$", re.MULTILINE)
 STORAGES: tuple[Any, ...] = (torch.float32, torch.bfloat16, "int8", "int4")
 RECORD = json.loads((ROOT / "docs" / "capabilities.json").read_text(encoding="utf-8"))
@@ -73,8 +79,8 @@ def sections(documented: Any) -> dict[str, str]:
 
 
 def prose(text: str) -> str:
-    """Docstring text as Markdown: literal blocks are fenced, double backticks single, roles code."""
-    lines = ROLE.sub(r"`\1`", text).replace("``", "`").split("\n")
+    """Docstring text as Markdown: literal blocks are fenced, double backticks single, roles code, tables have bars."""
+    lines = RULES.sub(barred, ROLE.sub(r"`\1`", text)).replace("``", "`").split("\n")
     out: list[str] = []
     while lines:
         line = lines.pop(0)
@@ -87,6 +93,14 @@ def prose(text: str) -> str:
             block.append(lines.pop(0))
         out += ["```text", inspect.cleandoc("\n".join(["", *block])), "```", ""]
     return "\n".join(out)
+
+
+def barred(table: re.Match[str]) -> str:
+    """A table of reStructuredText, whose columns rules of equals signs mark, as Markdown."""
+    columns = [column.span() for column in re.finditer("=+", table[1])]
+    rows = [[line[left : right + 1].strip() for left, right in columns] for line in (table[2], *table[3].splitlines())]
+    head, *body = [f"| {' | '.join(map(cell, row))} |" for row in rows]
+    return "\n".join([head, "|---" * len(columns) + "|", *body])
 
 
 def entries(text: str) -> dict[str, str]:
@@ -110,15 +124,19 @@ def annotation(parameter: inspect.Parameter) -> str:
     return "" if kind is parameter.empty else kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
 
 
-def arguments(function: Any, told: dict[str, str]) -> str:
-    """A table of arguments with type, default, and what the docstring says."""
-    lines = ["| argument | type | default | meaning and range |", "|---|---|---|---|"]
+def arguments(thing: Any, told: dict[str, str]) -> str:
+    """A table of arguments with default and range, as the signature declares them, and what the docstring says."""
+    known = declared(thing) if isinstance(thing, type) else {}
+    function = thing.__init__ if isinstance(thing, type) else thing
+    lines = ["| argument | values | default | meaning |", "|---|---|---|---|"]
     for name, parameter in inspect.signature(function).parameters.items():
         if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
         kind = annotation(parameter)
         shown = f"`{kind}`" if kind else ""
+        if name in known and known[name].range != "any value":
+            shown = cell(known[name].meaning)
         lines.append(f"| `{name}` | {shown} | {default} | {cell(prose(told.get(name, '')))} |")
     rest = [name for name in told if name not in inspect.signature(function).parameters]
     lines += [f"| `{name}` | | | {cell(prose(told[name]))} |" for name in rest if name != "common"]
@@ -143,7 +161,8 @@ def methods(kind: type) -> dict[str, Any]:
                 public = not name.startswith("_") and not name.startswith("check")
                 if isinstance(function, FunctionType) and public:
                     found.setdefault(name, function)
-    order = {name: i for i, name in enumerate(("slots", "scalars", "gain", "decay", "sums", "direction", "move"))}
+    parts = ("slots", "scalars", "gain", "decay", "sums", "direction", "rescale", "move")
+    order = {name: i for i, name in enumerate(parts)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
@@ -184,35 +203,33 @@ def storage(kind: type) -> str:
         "|---|--:|--:|--:|--:|",
     ]
     for stored in STORAGES:
+        params = [torch.nn.Parameter(torch.empty(shape)) for shape in ((1024, 1024), (1024,))]
         counts: list[str] = []
-        for shape in ((1024, 1024), (1024,)):
-            p = torch.nn.Parameter(torch.empty(shape))
-            try:
-                count = _with_storage(kind, p, stored).state_bytes(p)
-            except ValueError as error:
-                counts = [cell(error), "", "", ""]
-                break
-            counts += [f"{count:,}", f"{count / p.numel():.3g}"]
+        try:
+            optimizer = _with_storage(kind, params, stored)
+            for p in params:
+                count = optimizer.state_bytes(p)
+                counts += [f"{count:,}", f"{count / p.numel():.3g}"]
+        except ValueError as error:
+            counts = [cell(error), "", "", ""]
         lines.append(f"| `{stored}` | {' | '.join(counts)} |")
     return "\n".join(lines)
 
 
-def _with_storage(kind: type, p: torch.nn.Parameter, stored: Any) -> Any:
+def _with_storage(kind: type, params: list[torch.nn.Parameter], stored: Any) -> Any:
     given = {} if stored is torch.float32 else {"state_dtype": stored}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind is descend.Lookahead:
-            return descend.Lookahead(descend.AdamW([p], **given))
+            return descend.Lookahead(descend.AdamW(params, **given))
         if kind is descend.SAM:
-            return descend.SAM(descend.SGD([p], lr=0.1, **given))
-        return kind([p], **({"lr": 0.1} if kind is descend.SGDP else {}), **given)
+            return descend.SAM(descend.SGD(params, lr=0.1, **given))
+        return kind(params, **({"lr": 0.1} if kind is descend.SGDP else {}), **given)
 
 
 def names_of(kind: type) -> str:
     """The names in the catalogue, with what they bind and where to look for a learning rate."""
-    registry = descend.default_registry()
-    infos = [registry.get_optimizer_info(name) for name in registry.list_optimizers()]
-    own = [i for i in infos if str(i.opt_class).startswith("descend.") and i.load() is kind]
+    own = more.infos(kind)
     lines = ["| name | binds | suggested lr | who says so |", "|---|---|---|---|"]
     for info in own:
         bound = ", ".join(f"`{k}={v!r}`" for k, v in (info.defaults or {}).items())
@@ -248,12 +265,19 @@ def optimizer_page(name: str, kind: type) -> str:
         text += [f"\n## Difference to {base.__name__}\n", f"From {link} to {name}:\n", fenced(changed, "diff")]
     text += [
         "\n## Arguments\n",
-        arguments(kind.__init__, entries(doc.get("Args", ""))),
+        arguments(kind, entries(doc.get("Args", ""))),
         "\nThe [common options](../common-options.md) are on every optimizer that is not a wrapper.\n",
-        "## Bytes of state\n",
+        "## Evidence\n",
+        more.evidence(kind),
+        *(["\n## Race\n", more.race(raced, SLUGS[name])] if (raced := more.raced(kind)) else []),
+        "\n## Cost\n",
+        more.costs(kind),
+        "\n## Bytes of state\n",
         storage(kind),
         "\n## Names\n",
         names_of(kind),
+        "\n## Names elsewhere\n",
+        more.other_names(kind),
         "\n## Reference\n",
         prose(doc.get("Reference", "")),
     ]
@@ -264,7 +288,7 @@ def gallery() -> str:
     """The pictures of all optimizers, each a link to its page."""
     items = "\n".join(f"[![Paths of {name}](paths/{slug}.svg) {name}]({slug}.md)" for name, slug in SLUGS.items())
     return (
-        f"# Optimizers\n\n{len(SLUGS)} classes. Each picture has the optimizer's path in blue, SGD's in green and "
+        f"---\nhide: [toc]\n---\n\n# Optimizers\n\n{len(SLUGS)} classes. Each picture has the optimizer's path in blue, SGD's in green and "
         "Adam's in orange, each with the best learning rate of a grid.\n\n"
         f'<div class="gallery" markdown="span">\n{items}\n</div>\n'
     )
@@ -293,7 +317,7 @@ def described(thing: Any) -> str:
     doc = sections(thing)
     text = [prose(doc.pop("")), ""]
     if told := entries(doc.pop("Args", "") or doc.pop("Attributes", "")):
-        text += [arguments(thing.__init__ if isinstance(thing, type) else thing, told), ""]
+        text += [arguments(thing, told), ""]
     for title, body in doc.items():
         if title == "Example":
             text += [f"**{title}**", "", fenced(body, "pycon"), ""]
@@ -307,8 +331,14 @@ def common_options() -> str:
     """The options that every optimizer has."""
     doc = sections(Common)
     told = entries(doc.get("Attributes", doc.get("Args", "")))
-    rows = "\n".join(f"| `{name}` | {cell(prose(meaning))} |" for name, meaning in told.items())
-    return f"# Common options\n\n{prose(doc[''])}\n\n| option | meaning |\n|---|---|\n{rows}\n"
+    known = declared(descend.Optimizer)
+    rows = "\n".join(
+        f"| `{name}` | {cell(known[name].meaning)} | `{COMMON_DEFAULTS[name]!r}` | {cell(prose(meaning))} |"
+        for name, meaning in told.items()
+    )
+    return (
+        f"# Common options\n\n{prose(doc[''])}\n\n| option | values | default | meaning |\n|---|---|---|---|\n{rows}\n"
+    )
 
 
 def capabilities() -> str:
@@ -316,6 +346,20 @@ def capabilities() -> str:
     text = table.page(RECORD)
     first = text.index("\n| | ")
     return f'---\nhide: [navigation, toc]\n---\n\n{text[:first]}\n<div class="filter" id="capability-filter"></div>\n{text[first:]}'
+
+
+def internals() -> str:
+    """The page with the picture of the imports in its place."""
+    text = (ROOT / "docs" / "internals.md").read_text(encoding="utf-8")
+    return text.replace("<!-- layers -->", '<img class="paths clear" src="layers.svg" alt="Modules in layers">')
+
+
+def home() -> str:
+    """The README, without a column of navigation that has only this page."""
+    return "---\nhide: [navigation]\n---\n\n" + (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+REPLACED = {"README.md": home, "docs/capabilities.md": capabilities, "docs/internals.md": internals}
 
 
 class Pages:
@@ -326,6 +370,8 @@ class Pages:
         self.wanted: list[Path] = []
         self.places: dict[Path, str] = {ROOT / "README.md": "index.md"}
         self.places |= {p: p.name for p in (ROOT / "docs").iterdir()}
+        self.places |= {p: f"frameworks/{p.name}" for p in FRAMEWORKS.glob("*.md")}
+        self.places |= dict.fromkeys((FRAMEWORKS, FRAMEWORKS / "README.md"), "frameworks/index.md")
         self.places |= {ROOT / f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING")}
         for name, kind in optimizers().items():
             self.places.setdefault(Path(inspect.getfile(kind)), f"optimizers/{SLUGS[name]}.md")
@@ -384,6 +430,7 @@ def navigation() -> list[Any]:
     coming = [docs.pop(name) for name in [*docs] if name.startswith("from_")]
     first = [docs.pop("choosing")]
     rest = [docs.pop("capabilities")]
+    recipes = sorted(p for p in FRAMEWORKS.glob("*.md") if p.stem != "README")
     own = [{name: f"optimizers/{slug}.md"} for name, slug in SLUGS.items()]
     found: list[Any] = [
         {"Home": "index.md"},
@@ -392,6 +439,7 @@ def navigation() -> list[Any]:
         {"Capabilities": rest},
         {"Guides": guides},
         {"Coming from": coming},
+        {"Frameworks": ["frameworks/index.md", *(f"frameworks/{p.name}" for p in recipes)]},
         {"Reference": ["reference.md", "common-options.md"]},
         {"More": [*docs.values(), "changelog.md", "contributing.md"]},
     ]
@@ -403,13 +451,19 @@ def main(folder: Path, drawn: Callable[[type, str, Path], None] = paths.draw) ->
     torch.set_num_threads(1)
     shutil.rmtree(folder / "pages", ignore_errors=True)
     pages = Pages(folder / "pages")
-    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        pages.copy(path, capabilities() if path.name == "capabilities.md" else None)
-    for picture in (ROOT / "docs").glob("*.svg"):
-        shutil.copy(picture, pages.folder)
+    own = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+    for path in [*own, *(ROOT / "docs").glob("*.md"), *FRAMEWORKS.glob("*.md")]:
+        replaced = REPLACED.get(path.relative_to(ROOT).as_posix())
+        pages.copy(path, replaced and replaced())
+    for drawing in (ROOT / "docs").glob("*.svg"):
+        shutil.copy(drawing, pages.folder)
     (pages.folder / "optimizers" / "paths").mkdir(parents=True, exist_ok=True)
+    (races := pages.folder / "optimizers" / "races").mkdir()
+    layers.draw(ROOT / "src" / "descend", pages.folder / "layers.svg")
     for name, kind in optimizers().items():
         pages.write(f"optimizers/{SLUGS[name]}.md", optimizer_page(name, kind))
+        if raced := more.raced(kind):
+            picture.draw(more.RACE, races / f"{SLUGS[name]}.svg", raced)
         drawn(kind, name, pages.folder / "optimizers" / "paths" / f"{SLUGS[name]}.svg")
     pages.write("optimizers/index.md", gallery())
     pages.write("reference.md", reference())

@@ -1,13 +1,17 @@
-"""Draw the validation error of a race as an SVG for the README, each line with its optimizer's name at the end.
+"""Record the curves of a race, and draw them as an SVG, each line with its optimizer's name at the end.
 
-Usage: python tools/picture.py runs/digits-conv docs/race.svg
+Usage: python tools/picture.py runs/digits-conv
+
+writes docs/race.json, from which the pages of the site draw theirs, and docs/race.svg, the README's picture.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -16,31 +20,52 @@ from matplotlib.figure import Figure
 from descend.lab import store
 from descend.lab.tasks import tasks
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 COLOURS = ("#2563eb", "#e07a10", "#15803d", "#dc2626", "#7c3aed", "#0e9aa7", "#d6308f", "#8a5a2b")
 INK = "#808590"  # legible on white and on black
 
 
-def main(folder: Path, target: Path) -> None:
-    """Read the race in a folder and write the picture."""
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the pictures need of a race: for each optimizer its learning rate and the median curve of its seeds."""
     race = store.load(folder)
     task = tasks()[race.settings.task]
+    optimizers = {}
+    for name, entry in race.entries.items():
+        columns = list(zip(*(run.curve for run in entry.runs), strict=True))
+        middle = [statistics.median(p.metric for p in column) for column in columns]
+        if task.higher_is_better:
+            middle = [100 * (1 - metric) for metric in middle]
+        optimizers[name] = {
+            "lr": entry.runs[0].choice.lr,
+            "steps": [column[0].step for column in columns],
+            "curve": [round(value, 4) for value in middle],
+        }
+    return {
+        "task": task.title,
+        "seeds": race.settings.seeds,
+        "trials": race.settings.trials,
+        "measure": "validation error, %" if task.higher_is_better else "validation loss",
+        "versions": {name: race.environment[name] for name in ("descend", "torch")},
+        "optimizers": optimizers,
+    }
+
+
+def draw(race: dict[str, Any], target: Path, names: tuple[str, ...] = ()) -> None:
+    """Draw a recorded race; with names, these are coloured and the others grey."""
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     ends = []
-    for colour, (name, entry) in zip(COLOURS, race.entries.items(), strict=False):
-        columns = list(zip(*(run.curve for run in entry.runs), strict=True))
-        steps = [column[0].step for column in columns]
-        middle = [statistics.median(p.metric for p in column) for column in columns]
-        if task.higher_is_better:
-            middle = [100 * (1 - metric) for metric in middle]
-        axes.plot(steps, middle, color=colour, linewidth=1.6)
-        ends.append((middle[-1], f"{middle[-1]:.3g}  {name}", colour))
+    for colour, (name, run) in zip(COLOURS, race["optimizers"].items(), strict=False):
+        shown = colour if not names else COLOURS[names.index(name)] if name in names else INK
+        faint = bool(names) and name not in names
+        axes.plot(run["steps"], run["curve"], color=shown, linewidth=0.7 if faint else 1.6, alpha=0.6 if faint else 1.0)
+        ends.append((run["curve"][-1], f"{run['curve'][-1]:.3g}  {name}", shown))
     axes.set_yscale("log")
     for place, (_, label, colour) in enumerate(sorted(ends, reverse=True)):
         axes.annotate(label, (1.01, 0.95 - 0.09 * place), xycoords="axes fraction", color=colour, fontsize=9)
-    axes.set_xlabel(f"step; {task.title}, median of {race.settings.seeds} seeds", color=INK, fontsize=9)
-    axes.set_ylabel("validation error, %" if task.higher_is_better else "validation loss", color=INK, fontsize=9)
+    axes.set_xlabel(f"step; {race['task']}, median of {race['seeds']} seeds", color=INK, fontsize=9)
+    axes.set_ylabel(race["measure"], color=INK, fontsize=9)
     axes.tick_params(which="both", color=INK, labelcolor=INK, labelsize=8)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
@@ -50,6 +75,8 @@ def main(folder: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    found = recorded(Path(sys.argv[1]))
+    (DOCS / "race.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    draw(found, DOCS / "race.svg")

@@ -1,4 +1,4 @@
-"""The code of each page of docs/frameworks runs, and their links lead somewhere."""
+"""The code of each page of docs/frameworks and of docs/from_*.md runs, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "frameworks"
 PAGES = sorted(FOLDER.glob("*.md"))
+COMING = sorted(FOLDER.parent.glob("from_*.md"))
 #: What a page needs but torch.
-NEEDS = {"peft": ("peft", "transformers"), "torch": (), "torchtitan": (), "README": ()}
+NEEDS = {
+    "peft": ("peft", "transformers"),
+    "torch": (),
+    "torchtitan": (),
+    "README": (),
+    "from_dion": (),
+    "from_timm": (),
+}
 
 
 def code(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if code(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in [*PAGES, *COMING] if code(page)], ids=lambda page: page.stem)
 def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in NEEDS.get(page.stem, (page.stem,)):
+    for package in NEEDS.get(page.stem, (page.stem.removeprefix("from_"),)):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -52,3 +60,9 @@ def test_every_page_is_listed_with_the_versions_that_were_tried() -> None:
     for page in PAGES:
         for name, version in re.findall(r"(\w+) (\d+\.\d+\.\d+)", page.read_text(encoding="utf-8").partition("```")[0]):
             assert version == tried[name.lower()], page.name
+
+
+def test_pages_say_which_versions_were_tried() -> None:
+    lines = (Path(__file__).parent / "peers.txt").read_text().splitlines()
+    for name, version in (line.split("==") for line in lines if not line.startswith("#")):
+        assert f"{name} {version}" in (FOLDER.parent / f"from_{name}.md").read_text(encoding="utf-8"), name

@@ -18,9 +18,16 @@ from descend.catalogue.modules import Kinds
 from descend.catalogue.registry import OptimizerRegistry, ParamGroupFn
 
 
+class _Default(str):
+    """The default of an argument, which so differs from the same value when it is passed."""
+
+
+_SGD = _Default("sgd")
+
+
 def create_optimizer_v2(
     model_or_params: nn.Module | ParamsT,
-    opt: str = "sgd",
+    opt: str = _SGD,
     lr: float | Tensor | None = None,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
@@ -117,8 +124,11 @@ def create_optimizer_v2(
         "layers": layers,
     }
     if rules is not None:
-        if opt != "sgd" or param_group_fn is not None:
-            raise ValueError("rules and opt, or param_group_fn, exclude each other: rules say how each parameter moves")
+        if not isinstance(opt, _Default) or param_group_fn is not None:
+            given = f"opt={opt!r}" if param_group_fn is None else "param_group_fn"
+            raise ValueError(
+                f"rules and opt, or param_group_fn, exclude each other: rules say how each parameter moves, so leave out {given}"
+            )
         as_lr = layer_decay_as == "lr"
         return create_mixed(
             model_or_params, rules, lr, weight_decay, grouping, as_lr, allow_empty, foreach=foreach, **kwargs

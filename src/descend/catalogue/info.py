@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
+
+    from descend.engine.ranges import Option
 
 OptimizerClass = Callable[..., "Optimizer"]
 
@@ -46,7 +49,7 @@ class OptimInfo:
         second_order: needs ``backward(create_graph=True)``.
         defaults: options that the name binds; arguments of the caller win.
         paper: the publication. Its year is also here, as ``year``.
-        suggested_lr: lowest and highest learning rate to try first. None where nobody says.
+        suggested_lr: lowest and highest learning rate to try first. None where no source gives one.
         lr_source: who says so.
         has_weight_decay: the class takes ``weight_decay``.
     """
@@ -78,6 +81,15 @@ class OptimInfo:
         except ImportError:
             return None
         return reach
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """The arguments of the class by name, each with its default and its range, as the constructor declares them."""
+        from descend.engine.ranges import declared
+
+        kind = self.load()
+        known = declared(kind) if isinstance(kind, type) else {}
+        return {name: known[name] for name in inspect.signature(kind).parameters if name in known}
 
     def load(self) -> OptimizerClass:
         """The class itself.

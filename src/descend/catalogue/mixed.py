@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -55,6 +56,7 @@ class Mixed(TwoPoints):
     def __init__(self, params: Any, rule: str | type[Optimizer] | None = None, **given: Any) -> None:
         self._kinds: dict[str, type[Optimizer]] = {}
         self._names: dict[str, tuple[str, ...]] = {}
+        self._bounds: dict[str, Mapping[str, Any]] = {}
         self._given = {**given, "rule": rule}
         common = {name: value for name, value in given.items() if name in COMMON_DEFAULTS}
         super().__init__(params, {}, **common)
@@ -74,10 +76,10 @@ class Mixed(TwoPoints):
         own = {key: value for key, value in group.items() if key in takes or key in self._given}
         others = {key: value for key, value in group.items() if key not in own}
         options.reject_misspelt(f"Mixed, {name}", others, takes)
-        single = kind([others], **{**bound, **own})
+        single = kind.named(None, [others], **{**bound, **own})
         made = single.param_groups[0]
         self._reject_known(made)
-        self._kinds[name], self._names[name] = kind, tuple(single.defaults)
+        self._kinds[name], self._names[name], self._bounds[name] = kind, tuple(single.defaults), bound
         super().add_param_group({**made, "rule": name})
 
     def _reject_known(self, group: Mapping[str, Any]) -> None:
@@ -95,19 +97,23 @@ class Mixed(TwoPoints):
         """The rule that moves the parameters of a group."""
         return self._kinds[group["rule"]]
 
+    def bound_of(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options of a group that came with its rule's name."""
+        return self._bounds[group["rule"]]
+
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError for options of a group that its rule's own optimizer would not take."""
         kind = self.rule_of(group)
         takes = inspect.signature(kind).parameters.keys() | COMMON_DEFAULTS.keys()
         own = {name: value for name, value in group.items() if name in takes - {"params"}}
-        kind([torch.nn.Parameter(torch.zeros(4, 4, device="cpu"))], **own)
+        kind.named(None, [torch.nn.Parameter(torch.zeros(4, 4, device="cpu"))], **own)
 
     def option_names(self, group: Mapping[str, Any]) -> Iterable[str]:
         """The names of the options of a group's rule."""
         return self._names[group["rule"]]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: vars(self)[name] for name in ("_kinds", "_names", "_given")}
+        own = {name: vars(self)[name] for name in ("_kinds", "_names", "_bounds", "_given")}
         return {**super().__getstate__(), **own}
 
 
@@ -167,7 +173,26 @@ def create_mixed(
     )
     for p in frozen:
         p.requires_grad_(False)
+    _warn_of_left_matrices(optimizer)
     return optimizer
+
+
+def _warn_of_left_matrices(optimizer: Mixed) -> None:
+    """Warn where a pattern gives a matrix to a rule that by its shape leaves it to another rule, at its own lr."""
+    for group in optimizer.param_groups:
+        r = optimizer.resolve(group)
+        if r.fallback is None or group.get("use_fallback") or r.fallback.h.lr != r.h.lr:
+            continue
+        named = zip(group["param_names"], group["params"], strict=True)
+        left = [f"{name!r} of shape {tuple(p.shape)}" for name, p in named if p.dim() > 1 and r.of(p) is r.fallback]
+        if left:
+            rule, other = group["rule"], r.fallback.rule.__name__
+            warnings.warn(
+                f"rules: {rule!r} leaves {', '.join(left[:3])}{', ...' if len(left) > 3 else ''} to {other} at its own "
+                f"lr={group['lr']!r}, since it takes no matrix of such a shape; give what is left a pattern of its own, or set "
+                "fallback_lr_scale",
+                stacklevel=4,
+            )
 
 
 def _options_of(rule: Any, own: dict[str, Any], group: Mapping[str, Any], layer_decay_as_lr: bool) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from descend.catalogue import papers
 from descend.catalogue.info import OptimInfo, Paper
@@ -12,613 +11,336 @@ from descend.catalogue.info import OptimInfo, Paper
 #: Second names.
 ALIASES = {"nesterov": "sgd", "nesterovw": "sgdw"}
 
-_ADAM_LR = (6e-5, 1e-3)
+
+class Lr(NamedTuple):
+    """The lowest and the highest learning rate to try first, and who says so."""
+
+    low: float
+    high: float
+    source: str
+
+
 _ADAM_SOURCE = "6e-5 (175B parameters) to 6e-4 (125M) in GPT-3, arXiv 2005.14165; 1e-3 in Adam's paper"
-_SGD_LR = (0.025, 3.2)
-_SGD_SOURCE = "0.1 for every 256 images, arXiv 1706.02677: batches of 64 to 8192"
 _AROUND_DEFAULT = "the default, and up to a factor of ten on either side"
+_SGD = Lr(2.5e-2, 3.2, "0.1 for every 256 images, arXiv 1706.02677: batches of 64 to 8192")
+_LIKE_ADAM = Lr(6e-5, 1e-3, f"as Adam's: {_ADAM_SOURCE}")
+_ADAM = Lr(6e-5, 1e-3, _ADAM_SOURCE)
+_NADAMW = Lr(1e-4, 1e-2, "search space of AlgoPerf's baseline, arXiv 2306.07179")
+_ADAMAX = Lr(2e-4, 2e-2, _AROUND_DEFAULT)
+_ADABELIEF = Lr(1e-4, 1e-2, "1e-4 to 1e-2 in its repository's table of hyper-parameters, by task")
+_LAPROP = Lr(4e-5, 4e-3, _AROUND_DEFAULT)
+_MARS = Lr(2e-3, 6e-3, "2e-3 (770M parameters) to 6e-3 (125M) for GPT-2 in its repository")
+_ADAN = Lr(3e-4, 1e-2, "5 to 10 times Adam's, in its repository")
+_ADAHESSIAN = Lr(1e-2, 1.0, _AROUND_DEFAULT)
+_LAMB = Lr(1e-3, 1e-2, "5e-3 to 8e-3 for ResNet-50 at batch 2048, arXiv 2110.00476")
+_LARS = Lr(0.2, 4.8, "0.2 (BYOL, arXiv 2006.07733) to 0.3 (SimCLR, arXiv 2002.05709) per 256 images, to batch 4096")
+_NOVOGRAD = Lr(1e-4, 1e-2, _AROUND_DEFAULT)
+_ADAFACTOR = Lr(1e-3, 1e-2, "1e-3 in fine-tuning to 1e-2 in pre-training T5, arXiv 1910.10683")
+_ADAFACTORBV = Lr(6e-5, 1e-3, f"made to take Adam's, arXiv 2106.04560: {_ADAM_SOURCE}")
+_LION = Lr(6e-6, 3e-4, f"3 to 10 times below AdamW's, section 5 of the paper: {_ADAM_SOURCE}")
+_MADGRAD = Lr(
+    2.5e-4,
+    2.5e-2,
+    "best values in its repository: 2.5e-4 (CIFAR-10), 1e-3 (ImageNet), 5e-3 (RoBERTa), 2.5e-2 (IWSLT14)",
+)
+_KRON = Lr(2e-5, 1e-3, "about 3 times below Adam's in the repository kron_torch, up to timm's default")
+_MUON = Lr(
+    2e-4, 2e-2, "AdamW's for match_rms_adamw (arXiv 2502.16982) to 2e-2 for the original scale (arXiv 2411.10438)"
+)
+_RMSPROP = Lr(1e-3, 1e-1, _AROUND_DEFAULT)
+_RMSPROPTF = Lr(0.016, 0.256, "0.016 for every 256 images, 0.256 at batch 4096, for EfficientNet, arXiv 1905.11946")
+_ADADELTA = Lr(1e-1, 10.0, _AROUND_DEFAULT)
+_SOAP = Lr(3e-4, 3e-2, "3e-3 in its repository, and up to a factor of ten on either side")
+_SHAMPOO = Lr(6e-5, 1e-3, f"as Adam's, whose step length it takes: {_ADAM_SOURCE}")
+_NORMUON = Lr(2e-4, 2e-2, "as Muon's")
+_SCION = Lr(2**-12, 2**-4, "2**-12 (nanoGPT) to 2**-4 (CIFAR-10) in its repository")
+_SCHEDULEFREEADAMW = Lr(6e-5, 1e-2, f"1 to 10 times AdamW's, in its repository: {_ADAM_SOURCE}")
+_SCHEDULEFREESGD = Lr(1.0, 5.0, "10 to 50 times SGD's, in its repository: 0.1 for 256 images")
+_PRODIGY = Lr(0.5, 2.0, "1 in the paper: it multiplies the estimate")
+_CAME = Lr(2e-5, 2e-3, "2e-4 in its repository, and up to a factor of ten on either side")
 
 
 def all_names() -> Iterator[OptimInfo]:
     """Every name but the aliases."""
-    yield from _sgd()
-    yield from _adam()
-    yield from _adam_relatives()
-    yield from _layerwise()
-    yield from _factored()
-    yield from _sign_and_averaging()
-    yield from _matrix()
-    yield from _accumulating()
-    yield from _apex()
-    yield from _bitsandbytes()
-    yield from _more_from_torch()
-    yield from _frontier()
+    yield from _TABLE
 
 
-def _sgd() -> Iterator[OptimInfo]:
-    sgd = OptimInfo(
-        "sgd",
-        "descend.optimizers.SGD",
-        "Stochastic gradient descent with Nesterov momentum",
-        has_eps=False,
-        has_momentum=True,
-        defaults={"nesterov": True},
-        paper=papers.NESTEROV,
-        suggested_lr=_SGD_LR,
-        lr_source=_SGD_SOURCE,
-    )
-    sgdw = replace(
-        sgd,
-        name="sgdw",
-        opt_class="descend.optimizers.SGDW",
-        description="SGD with Nesterov momentum and decoupled weight decay",
-        paper=papers.DECOUPLED_DECAY,
-    )
-    sgdp = replace(
-        sgd,
-        name="sgdp",
-        opt_class="descend.optimizers.SGDP",
-        description="SGD whose step on scale-invariant weights stays on their sphere",
-        has_eps=True,
-        paper=papers.ADAMP,
-    )
-    yield sgd
-    yield _variant(
-        sgd, "momentum", "Stochastic gradient descent with heavy-ball momentum", papers.HEAVY_BALL, nesterov=False
-    )
-    yield sgdw
-    yield (csgdw := _cautious(sgdw, "csgdw"))
-    yield _corrected(sgdw, "sgdc")
-    yield _corrected(csgdw, "csgdc")
-    yield sgdp
-    yield _cautious(sgdp, "csgdp")
+def _row(
+    name: str, class_name: str, takes: str, paper: Paper, lr: Lr | None, description: str, **defaults: Any
+) -> OptimInfo:
+    """One name.
 
-
-def _adam() -> Iterator[OptimInfo]:
-    adam = _like_adam("adam", "Adam", "Adaptive moment estimation, weight decay in the gradient", papers.ADAM)
-    adamw = _like_adam("adamw", "AdamW", "Adam with decoupled weight decay", papers.DECOUPLED_DECAY)
-    nadamw = replace(
-        _like_adam("nadamw", "NAdamW", "AdamW with Nesterov's look ahead in the first moment", papers.ALGOPERF),
-        suggested_lr=(1e-4, 1e-2),
-        lr_source="search space of AlgoPerf's baseline, arXiv 2306.07179",
-    )
-    radam = _like_adam("radam", "RAdam", "Adam with a rectified start, weight decay in the gradient", papers.RADAM)
-    yield _variant(radam, "radam", radam.description, decoupled_weight_decay=False)
-    yield _variant(
-        radam, "radamw", "Adam with a rectified start and decoupled weight decay", decoupled_weight_decay=True
-    )
-    yield _variant(radam, "radamlegacy", "RAdam as timm had it, with decoupled weight decay")
-    yield adam
-    yield adamw
-    yield _variant(adamw, "adamwlegacy", "AdamW under timm's older name")
-    yield (cadamw := _cautious(adamw, "cadamw"))
-    yield _corrected(adamw, "adamc")
-    yield _corrected(cadamw, "cadamc")
-    yield _like_adam("nadam", "NAdam", "Adam with Nesterov momentum on a schedule", papers.NADAM)
-    yield _like_adam("nadamlegacy", "Nadam", "NAdam as timm had it", papers.NADAM)
-    yield nadamw
-    yield (cnadamw := _cautious(nadamw, "cnadamw"))
-    yield _corrected(nadamw, "nadamc")
-    yield _corrected(cnadamw, "cnadamc")
-    yield replace(
-        _like_adam("adamax", "Adamax", "Adam with the largest gradient instead of the second moment", papers.ADAM),
-        suggested_lr=(2e-4, 2e-2),
-        lr_source=_AROUND_DEFAULT,
-    )
-
-
-def _adam_relatives() -> Iterator[OptimInfo]:
-    adamp = _variant(
-        _like_adam("adamp", "AdamP", "Adam whose step on scale-invariant weights stays on their sphere", papers.ADAMP),
-        "adamp",
-        wd_ratio=0.01,
-        nesterov=True,
-    )
-    adabelief = replace(
-        _like_adam("adabelief", "AdaBelief", "Adam with the variance of the gradient's error", papers.ADABELIEF),
-        suggested_lr=(1e-4, 1e-2),
-        lr_source="1e-4 to 1e-2 in its repository's table of hyper-parameters, by task",
-    )
-    adopt = _like_adam("adopt", "Adopt", "Adam that normalises before it averages", papers.ADOPT)
-    adoptw = _variant(adopt, "adoptw", "ADOPT with decoupled weight decay", decoupled=True)
-    laprop = replace(
-        _like_adam("laprop", "LaProp", "Adam with momentum of the normalised gradient", papers.LAPROP),
-        suggested_lr=(4e-5, 4e-3),
-        lr_source=_AROUND_DEFAULT,
-    )
-    mars = replace(
-        _like_adam("mars", "Mars", "AdamW on a gradient of reduced variance", papers.MARS),
-        suggested_lr=(2e-3, 6e-3),
-        lr_source="2e-3 (770M parameters) to 6e-3 (125M) for GPT-2 in its repository",
-    )
-    adan = replace(
-        _like_adam(
-            "adan", "Adan", "Nesterov momentum from differences of gradients, proximal weight decay", papers.ADAN
-        ),
-        num_betas=3,
-        suggested_lr=(3e-4, 1e-2),
-        lr_source="5 to 10 times Adam's, in its repository",
-    )
-    adahessian = OptimInfo(
-        "adahessian",
-        "descend.optimizers.Adahessian",
-        "Adam with a probe of the Hessian's diagonal instead of the gradient",
-        has_betas=True,
-        second_order=True,
-        paper=papers.ADAHESSIAN,
-        suggested_lr=(1e-2, 1.0),
-        lr_source=_AROUND_DEFAULT,
-    )
-    yield adamp
-    yield _cautious(adamp, "cadamp")
-    yield _variant(adabelief, "adabelief", rectify=False)
-    yield _variant(adabelief, "radabelief", "AdaBelief with a rectified start", rectify=True)
-    yield adopt
-    yield adoptw
-    yield _corrected(adoptw, "adoptc")
-    yield _cautious(adopt, "cadopt")
-    yield (cadoptw := _cautious(adoptw, "cadoptw"))
-    yield _corrected(cadoptw, "cadoptc")
-    yield laprop
-    yield _cautious(laprop, "claprop")
-    yield _corrected(laprop, "lapropc")
-    yield mars
-    yield _cautious(mars, "cmars")
-    yield (prox := _variant(adan, "adan", no_prox=False))
-    yield (noprox := _variant(adan, "adanw", "Adan with the weight decay of AdamW", no_prox=True))
-    yield _cautious(prox, "cadan")
-    yield _cautious(noprox, "cadanw")
-    yield adahessian
-
-
-def _layerwise() -> Iterator[OptimInfo]:
-    lamb = OptimInfo(
-        "lamb",
-        "descend.optimizers.Lamb",
-        "Adam with a trust ratio for every tensor",
-        has_betas=True,
-        paper=papers.LAMB,
-        suggested_lr=(1e-3, 1e-2),
-        lr_source="5e-3 to 8e-3 for ResNet-50 at batch 2048, arXiv 2110.00476",
-    )
-    lambw = _variant(lamb, "lambw", "LAMB with decoupled weight decay", decoupled_decay=True)
-    lars = OptimInfo(
-        "lars",
-        "descend.optimizers.Lars",
-        "SGD with a trust ratio for every tensor",
-        has_momentum=True,
-        paper=papers.LARS,
-        suggested_lr=(0.2, 4.8),
-        lr_source="0.2 (BYOL, arXiv 2006.07733) to 0.3 (SimCLR, arXiv 2002.05709) per 256 images, to batch 4096",
-    )
-    novograd = OptimInfo(
-        "novograd",
-        "descend.optimizers.NvNovoGrad",
-        "Momentum of gradients that are normalised tensor by tensor",
-        has_betas=True,
-        paper=papers.NOVOGRAD,
-        suggested_lr=(1e-4, 1e-2),
-        lr_source=_AROUND_DEFAULT,
-    )
-    novogradw = _variant(novograd, "novogradw", "NovoGrad with decoupled weight decay", decoupled_decay=True)
-    yield lamb
-    yield _variant(lamb, "lambc", "LAMB with trust ratios of at most 1", trust_clip=True)
-    yield lambw
-    yield _variant(lambw, "lambcw", "LAMB with decoupled weight decay and trust ratios of at most 1", trust_clip=True)
-    yield _corrected(lambw, "lambcd")
-    yield _cautious(lamb, "clamb")
-    yield _cautious(lambw, "clambw")
-    yield lars
-    yield _variant(lars, "larc", "LARS with trust ratios of at most 1", trust_clip=True)
-    yield _variant(lars, "nlars", "LARS with Nesterov momentum", nesterov=True)
-    yield _variant(
-        lars, "nlarc", "LARS with Nesterov momentum and trust ratios of at most 1", nesterov=True, trust_clip=True
-    )
-    yield novograd
-    yield novogradw
-    yield _corrected(novogradw, "novogradc")
-
-
-def _factored() -> Iterator[OptimInfo]:
-    adafactor = OptimInfo(
-        "adafactor",
-        "descend.optimizers.Adafactor",
-        "Adam with the second moment kept as row and column means",
-        has_betas=True,
-        paper=papers.ADAFACTOR,
-        suggested_lr=(1e-3, 1e-2),
-        lr_source="1e-3 in fine-tuning to 1e-2 in pre-training T5, arXiv 1910.10683",
-    )
-    big_vision = OptimInfo(
-        "adafactorbv",
-        "descend.optimizers.AdafactorBigVision",
-        "Adafactor as Big Vision trains ViTs, with momentum in bfloat16",
-        has_momentum=True,
-        paper=papers.SCALING_VIT,
-        suggested_lr=_ADAM_LR,
-        lr_source=f"made to take Adam's, arXiv 2106.04560: {_ADAM_SOURCE}",
-    )
-    yield adafactor
-    yield _variant(_cautious(adafactor, "cadafactor"), "cadafactor", betas=(0.9, 0.999))
-    yield big_vision
-    yield (cautious := _cautious(big_vision, "cadafactorbv"))
-    yield _corrected(big_vision, "adafactorbvc")
-    yield _corrected(cautious, "cadafactorbvc")
-
-
-def _sign_and_averaging() -> Iterator[OptimInfo]:
-    lion = OptimInfo(
-        "lion",
-        "descend.optimizers.Lion",
-        "The sign of an interpolated momentum",
-        has_eps=False,
-        has_betas=True,
-        paper=papers.LION,
-        suggested_lr=(6e-6, 3e-4),
-        lr_source=f"3 to 10 times below AdamW's, section 5 of the paper: {_ADAM_SOURCE}",
-    )
-    madgrad = OptimInfo(
-        "madgrad",
-        "descend.optimizers.MADGRAD",
-        "Dual averaging with the cube root of summed squares",
-        has_momentum=True,
-        paper=papers.MADGRAD,
-        suggested_lr=(2.5e-4, 2.5e-2),
-        lr_source="best values in its repository: 2.5e-4 (CIFAR-10), 1e-3 (ImageNet), 5e-3 (RoBERTa), 2.5e-2 (IWSLT14)",
-    )
-    yield lion
-    yield (clion := _cautious(lion, "clion"))
-    yield _corrected(lion, "lionc")
-    yield _corrected(clion, "clionc")
-    yield madgrad
-    yield _variant(madgrad, "madgradw", "MADGRAD with decoupled weight decay", decoupled_decay=True)
-
-
-def _matrix() -> Iterator[OptimInfo]:
-    kron = OptimInfo(
-        "kron",
-        "descend.optimizers.Kron",
-        "PSGD: a Kronecker-factored preconditioner learned on a Lie group",
-        has_eps=False,
-        has_momentum=True,
-        paper=papers.PSGD,
-        suggested_lr=(2e-5, 1e-3),
-        lr_source="about 3 times below Adam's in the repository kron_torch, up to timm's default",
-    )
-    kronw = _variant(kron, "kronw", "PSGD Kron with decoupled weight decay", decoupled_decay=True)
-    muon = OptimInfo(
-        "muon",
-        "descend.optimizers.Muon",
-        "Momentum of matrices, orthogonalised; AdamW for everything else",
-        has_momentum=True,
-        has_betas=True,
-        paper=papers.MUON,
-        suggested_lr=(2e-4, 2e-2),
-        lr_source="AdamW's for match_rms_adamw (arXiv 2502.16982) to 2e-2 for the original scale (arXiv 2411.10438)",
-    )
-    yield kron
-    yield kronw
-    yield _corrected(kronw, "kronc")
-    yield muon
-    yield _variant(muon, "nmuon", "Muon with Nesterov momentum; NAdamW for everything else", nesterov=True)
-    yield _variant(
-        muon, "adamuon", "Muon with a second moment of the orthogonalised step", papers.ADAMUON, algo="adamuon"
-    )
-    yield _variant(
-        muon, "nadamuon", "AdaMuon with Nesterov momentum; NAdamW for everything else", papers.ADAMUON,
-        algo="adamuon", nesterov=True,
-    )  # fmt: skip
-
-
-def _accumulating() -> Iterator[OptimInfo]:
-    rmsprop = OptimInfo(
-        "rmsprop",
-        "descend.optimizers.RMSprop",
-        "The gradient over its root mean square",
-        has_momentum=True,
-        defaults={"alpha": 0.9},
-        paper=papers.RMSPROP,
-        suggested_lr=(1e-3, 1e-1),
-        lr_source=_AROUND_DEFAULT,
-    )
-    rmsproptf = replace(
-        rmsprop,
-        name="rmsproptf",
-        opt_class="descend.optimizers.RMSpropTF",
-        description="RMSprop as TensorFlow computes it: epsilon under the root, mean squares from 1",
-        suggested_lr=(0.016, 0.256),
-        lr_source="0.016 for every 256 images, 0.256 at batch 4096, for EfficientNet, arXiv 1905.11946",
-    )
-    rmsproptfw = _variant(
-        rmsproptf, "rmsproptfw", "TensorFlow's RMSprop with decoupled weight decay", decoupled_decay=True
-    )
-    yield rmsprop
-    yield rmsproptf
-    yield rmsproptfw
-    yield _corrected(rmsproptfw, "rmsproptfc")
-    yield _cautious(rmsproptf, "crmsproptf")
-    yield OptimInfo(
-        "adadelta",
-        "descend.optimizers.Adadelta",
-        "RMSprop in the units of the parameter, from a second mean of squared steps",
-        paper=papers.ADADELTA,
-        suggested_lr=(0.1, 10.0),
-        lr_source=_AROUND_DEFAULT,
-    )
-    yield OptimInfo(
-        "adagrad",
-        "descend.optimizers.Adagrad",
-        "The gradient over the root of its summed squares",
-        defaults={"eps": 1e-8},
-        paper=papers.ADAGRAD,
-        suggested_lr=(1e-3, 1e-1),
-        lr_source=_AROUND_DEFAULT,
-    )
-
-
-def _apex() -> Iterator[OptimInfo]:
-    """Classes of NVIDIA's apex, imported when they are used."""
-    adam = OptimInfo(
-        "fusedadam",
-        "apex.optimizers.FusedAdam",
-        "apex: Adam in one CUDA kernel",
-        has_betas=True,
-        defaults={"adam_w_mode": False},
-        paper=papers.ADAM,
-        suggested_lr=_ADAM_LR,
-        lr_source=_ADAM_SOURCE,
-    )
-    yield OptimInfo(
-        "fusedsgd",
-        "apex.optimizers.FusedSGD",
-        "apex: SGD with Nesterov momentum in one CUDA kernel",
-        has_eps=False,
-        has_momentum=True,
-        defaults={"nesterov": True},
-        paper=papers.NESTEROV,
-        suggested_lr=_SGD_LR,
-        lr_source=_SGD_SOURCE,
-    )
-    yield adam
-    yield _variant(adam, "fusedadamw", "apex: AdamW in one CUDA kernel", papers.DECOUPLED_DECAY, adam_w_mode=True)
-    yield OptimInfo(
-        "fusedlamb",
-        "apex.optimizers.FusedLAMB",
-        "apex: LAMB in few CUDA kernels",
-        has_betas=True,
-        paper=papers.LAMB,
-    )
-    yield OptimInfo(
-        "fusednovograd",
-        "apex.optimizers.FusedNovoGrad",
-        "apex: NovoGrad in few CUDA kernels",
-        has_betas=True,
-        defaults={"betas": (0.95, 0.98)},
-        paper=papers.NOVOGRAD,
-    )
-
-
-def _bitsandbytes() -> Iterator[OptimInfo]:
-    """Classes of bitsandbytes, imported when they are used."""
-    sgd = OptimInfo(
-        "bnbsgd",
-        "bitsandbytes.optim.SGD",
-        has_eps=False,
-        has_momentum=True,
-        defaults={"nesterov": True},
-        paper=papers.EIGHT_BIT,
-    )
-    adam = OptimInfo("bnbadam", "bitsandbytes.optim.Adam", has_betas=True, paper=papers.EIGHT_BIT)
-    for base in (
-        sgd,
-        adam,
-        replace(adam, name="bnbadamw", opt_class="bitsandbytes.optim.AdamW"),
-        replace(adam, name="bnblion", opt_class="bitsandbytes.optim.Lion", has_eps=False),
-        replace(adam, name="bnbademamix", opt_class="bitsandbytes.optim.AdEMAMix", num_betas=3),
-    ):
-        rule = str(base.opt_class).rpartition(".")[2]
-        yield replace(base, description=f"bitsandbytes: {rule} with 32-bit state")
-        yield replace(
-            base,
-            name=f"{base.name}8bit",
-            opt_class=f"{base.opt_class}8bit",
-            description=f"bitsandbytes: {rule} with 8-bit state",
-        )
-
-
-def _more_from_torch() -> Iterator[OptimInfo]:
-    """Optimizers that torch has and timm does not name."""
-    yield OptimInfo(
-        "asgd",
-        "descend.optimizers.ASGD",
-        "SGD that also averages its iterates",
-        has_eps=False,
-        paper=papers.ACCELERATION_BY_AVERAGING,
-        suggested_lr=(1e-3, 1e-1),
-        lr_source=_AROUND_DEFAULT,
-    )
-    yield OptimInfo(
-        "rprop",
-        "descend.optimizers.Rprop",
-        "A step size for every weight, from the sign of its gradient; for full batches",
-        has_eps=False,
-        has_weight_decay=False,
-        paper=papers.RPROP,
-        suggested_lr=(1e-3, 1e-1),
-        lr_source=_AROUND_DEFAULT,
-    )
-    yield OptimInfo(
-        "torchadafactor",
-        "descend.optimizers.TorchAdafactor",
-        "Adafactor as torch has it",
-        paper=papers.ADAFACTOR,
-        suggested_lr=(1e-3, 1e-1),
-        lr_source=_AROUND_DEFAULT,
-    )
-
-
-def _frontier() -> Iterator[OptimInfo]:
-    """What leads today's benchmarks and timm does not have."""
-    adamlike = OptimInfo("", "", has_betas=True, suggested_lr=_ADAM_LR, lr_source=f"as Adam's: {_ADAM_SOURCE}")
-    soap = OptimInfo(
-        "soap",
-        "descend.optimizers.SOAP",
-        "Adam in the eigenbasis of Shampoo's preconditioner",
-        has_betas=True,
-        paper=papers.SOAP,
-        suggested_lr=(3e-4, 3e-2),
-        lr_source="3e-3 in its repository, and up to a factor of ten on either side",
-    )
-    yield soap
-    yield replace(
-        soap,
-        name="klsoap",
-        opt_class="descend.optimizers.KLSOAP",
-        description="SOAP with the preconditioner that is nearest in Kullback-Leibler divergence",
-        paper=papers.KL_SHAMPOO,
-    )
-    yield replace(
-        adamlike,
-        name="shampoo",
-        opt_class="descend.optimizers.Shampoo",
-        description="Kronecker-factored preconditioner in blocks, with the length of Adam's step",
-        paper=papers.SHAMPOO,
-        lr_source=f"as Adam's, whose step length it takes: {_ADAM_SOURCE}",
-    )
-    yield OptimInfo(
-        "normuon",
-        "descend.optimizers.NorMuon",
-        "Muon with rows of the orthogonalised step brought to one size",
-        has_momentum=True,
-        has_betas=True,
-        paper=papers.NORMUON,
-        suggested_lr=(2e-4, 2e-2),
-        lr_source="as Muon's",
-    )
-    yield OptimInfo(
-        "dion",
-        "descend.optimizers.Dion",
-        "Orthonormalised momentum of low rank, with error feedback",
-        has_betas=True,
-        paper=papers.DION,
-        suggested_lr=(2e-4, 2e-2),
-        lr_source="as Muon's",
-    )
-    yield OptimInfo(
-        "scion",
-        "descend.optimizers.Scion",
-        "Steps to the edge of a norm ball that fits each kind of layer",
-        has_momentum=True,
-        has_weight_decay=False,
-        paper=papers.SCION,
-        suggested_lr=(2**-12, 2**-4),
-        lr_source="2**-12 (nanoGPT) to 2**-4 (CIFAR-10) in its repository",
-    )
-    yield replace(
-        adamlike,
-        name="schedulefreeadamw",
-        opt_class="descend.optimizers.ScheduleFreeAdamW",
-        description="AdamW that averages its iterates instead of following a schedule",
-        paper=papers.SCHEDULE_FREE,
-        suggested_lr=(6e-5, 1e-2),
-        lr_source=f"1 to 10 times AdamW's, in its repository: {_ADAM_SOURCE}",
-    )
-    yield replace(
-        adamlike,
-        name="schedulefreeradam",
-        opt_class="descend.optimizers.ScheduleFreeRAdam",
-        description="Schedule-free AdamW with a rectified start instead of a warm-up",
-        paper=papers.SCHEDULE_FREE,
-        suggested_lr=(6e-5, 1e-2),
-        lr_source=f"1 to 10 times AdamW's, in its repository: {_ADAM_SOURCE}",
-    )
-    yield OptimInfo(
-        "schedulefreesgd",
-        "descend.optimizers.ScheduleFreeSGD",
-        "SGD that averages its iterates instead of following a schedule",
-        has_eps=False,
-        has_momentum=True,
-        paper=papers.SCHEDULE_FREE,
-        suggested_lr=(1.0, 5.0),
-        lr_source="10 to 50 times SGD's, in its repository: 0.1 for 256 images",
-    )
-    yield OptimInfo(
-        "prodigy",
-        "descend.optimizers.Prodigy",
-        "Adam that estimates its own learning rate",
-        has_betas=True,
-        paper=papers.PRODIGY,
-        suggested_lr=(0.5, 2.0),
-        lr_source="1 in the paper: it multiplies the estimate",
-    )
-    yield replace(
-        adamlike,
-        name="ademamix",
-        opt_class="descend.optimizers.AdEMAMix",
-        description="AdamW with a second, much slower momentum",
-        num_betas=3,
-        paper=papers.ADEMAMIX,
-    )
-    yield replace(
-        adamlike,
-        name="stableadamw",
-        opt_class="descend.optimizers.StableAdamW",
-        description="AdamW whose learning rate falls where the second moment is out of date",
-        paper=papers.STABLE_ADAMW,
-    )
-    yield replace(
-        adamlike,
-        name="adammini",
-        opt_class="descend.optimizers.AdamMini",
-        description="AdamW with one second moment for each block of weights",
-        paper=papers.ADAM_MINI,
-    )
-    yield OptimInfo(
-        "came",
-        "descend.optimizers.CAME",
-        "Adafactor that trusts its step where it was stable",
-        has_betas=True,
-        num_betas=3,
-        paper=papers.CAME,
-        suggested_lr=(2e-5, 2e-3),
-        lr_source="2e-4 in its repository, and up to a factor of ten on either side",
-    )
-
-
-def _like_adam(name: str, class_name: str, description: str, paper: Paper) -> OptimInfo:
+    Args:
+        name: of the catalogue.
+        class_name: in descend.optimizers, or the dotted path of another package's class.
+        takes: the options, in words: eps, momentum, betas (betas3: three of them), no_decay, second_order.
+        paper: the publication.
+        lr: where to look for a learning rate first; None: nobody says.
+        description: one line.
+        **defaults: options that the name binds.
+    """
+    words = takes.split()
     return OptimInfo(
         name,
-        f"descend.optimizers.{class_name}",
+        class_name if "." in class_name else f"descend.optimizers.{class_name}",
         description,
-        has_betas=True,
+        has_eps="eps" in words,
+        has_momentum="momentum" in words,
+        has_betas="betas" in words or "betas3" in words,
+        num_betas=3 if "betas3" in words else 2,
+        second_order="second_order" in words,
+        defaults=defaults or None,
         paper=paper,
-        suggested_lr=_ADAM_LR,
-        lr_source=_ADAM_SOURCE if paper is papers.ADAM else f"as Adam's: {_ADAM_SOURCE}",
+        suggested_lr=lr and (lr.low, lr.high),
+        lr_source=lr.source if lr else "",
+        has_weight_decay="no_decay" not in words,
     )
 
 
-def _variant(
-    base: OptimInfo, name: str, description: str | None = None, paper: Paper | None = None, **defaults: Any
-) -> OptimInfo:
-    """The same class with further options bound."""
-    return replace(
-        base,
-        name=name,
-        description=description or base.description,
-        paper=paper or base.paper,
-        defaults={**(base.defaults or {}), **defaults} or None,
-    )
-
-
-def _cautious(base: OptimInfo, name: str) -> OptimInfo:
-    return _variant(base, name, f"{base.description}; cautious", papers.CAUTIOUS, caution=True)
-
-
-def _corrected(base: OptimInfo, name: str) -> OptimInfo:
-    return _variant(
-        base,
-        name,
-        f"{base.description}; decay corrected by lr / max lr",
-        papers.CORRECTED_DECAY,
-        corrected_weight_decay=True,
-    )
+# fmt: off
+_TABLE = (
+    # SGD
+    _row("sgd", "SGD", "momentum", papers.NESTEROV, _SGD,
+         "Stochastic gradient descent with Nesterov momentum", nesterov=True),
+    _row("momentum", "SGD", "momentum", papers.HEAVY_BALL, _SGD,
+         "Stochastic gradient descent with heavy-ball momentum", nesterov=False),
+    _row("sgdw", "SGDW", "momentum", papers.DECOUPLED_DECAY, _SGD,
+         "SGD with Nesterov momentum and decoupled weight decay", nesterov=True),
+    _row("csgdw", "SGDW", "momentum", papers.CAUTIOUS, _SGD,
+         "SGD with Nesterov momentum and decoupled weight decay; cautious", nesterov=True, caution=True),
+    _row("sgdc", "SGDW", "momentum", papers.CORRECTED_DECAY, _SGD,
+         "SGD with Nesterov momentum and decoupled weight decay; decay corrected by lr / max lr", nesterov=True, corrected_weight_decay=True),
+    _row("csgdc", "SGDW", "momentum", papers.CORRECTED_DECAY, _SGD,
+         "SGD with Nesterov momentum and decoupled weight decay; cautious; decay corrected by lr / max lr", nesterov=True, caution=True, corrected_weight_decay=True),
+    _row("sgdp", "SGDP", "eps momentum", papers.ADAMP, _SGD,
+         "SGD whose step on scale-invariant weights stays on their sphere", nesterov=True),
+    _row("csgdp", "SGDP", "eps momentum", papers.CAUTIOUS, _SGD,
+         "SGD whose step on scale-invariant weights stays on their sphere; cautious", nesterov=True, caution=True),
+    # Adam and its relatives
+    _row("radam", "RAdam", "eps betas", papers.RADAM, _LIKE_ADAM,
+         "Adam with a rectified start, weight decay in the gradient", decoupled_weight_decay=False),
+    _row("radamw", "RAdam", "eps betas", papers.RADAM, _LIKE_ADAM,
+         "Adam with a rectified start and decoupled weight decay", decoupled_weight_decay=True),
+    _row("radamlegacy", "RAdam", "eps betas", papers.RADAM, _LIKE_ADAM,
+         "RAdam as timm had it, with decoupled weight decay"),
+    _row("adam", "Adam", "eps betas", papers.ADAM, _ADAM,
+         "Adaptive moment estimation, weight decay in the gradient"),
+    _row("adamw", "AdamW", "eps betas", papers.DECOUPLED_DECAY, _LIKE_ADAM,
+         "Adam with decoupled weight decay"),
+    _row("adamwlegacy", "AdamW", "eps betas", papers.DECOUPLED_DECAY, _LIKE_ADAM,
+         "AdamW under timm's older name"),
+    _row("cadamw", "AdamW", "eps betas", papers.CAUTIOUS, _LIKE_ADAM,
+         "Adam with decoupled weight decay; cautious", caution=True),
+    _row("adamc", "AdamW", "eps betas", papers.CORRECTED_DECAY, _LIKE_ADAM,
+         "Adam with decoupled weight decay; decay corrected by lr / max lr", corrected_weight_decay=True),
+    _row("cadamc", "AdamW", "eps betas", papers.CORRECTED_DECAY, _LIKE_ADAM,
+         "Adam with decoupled weight decay; cautious; decay corrected by lr / max lr", caution=True, corrected_weight_decay=True),
+    _row("nadam", "NAdam", "eps betas", papers.NADAM, _LIKE_ADAM,
+         "Adam with Nesterov momentum on a schedule"),
+    _row("nadamlegacy", "Nadam", "eps betas", papers.NADAM, _LIKE_ADAM,
+         "NAdam as timm had it"),
+    _row("nadamw", "NAdamW", "eps betas", papers.ALGOPERF, _NADAMW,
+         "AdamW with Nesterov's look ahead in the first moment"),
+    _row("cnadamw", "NAdamW", "eps betas", papers.CAUTIOUS, _NADAMW,
+         "AdamW with Nesterov's look ahead in the first moment; cautious", caution=True),
+    _row("nadamc", "NAdamW", "eps betas", papers.CORRECTED_DECAY, _NADAMW,
+         "AdamW with Nesterov's look ahead in the first moment; decay corrected by lr / max lr", corrected_weight_decay=True),
+    _row("cnadamc", "NAdamW", "eps betas", papers.CORRECTED_DECAY, _NADAMW,
+         "AdamW with Nesterov's look ahead in the first moment; cautious; decay corrected by lr / max lr", caution=True, corrected_weight_decay=True),
+    _row("adamax", "Adamax", "eps betas", papers.ADAM, _ADAMAX,
+         "Adam with the largest gradient instead of the second moment"),
+    _row("adamp", "AdamP", "eps betas", papers.ADAMP, _LIKE_ADAM,
+         "Adam whose step on scale-invariant weights stays on their sphere", wd_ratio=0.01, nesterov=True),
+    _row("cadamp", "AdamP", "eps betas", papers.CAUTIOUS, _LIKE_ADAM,
+         "Adam whose step on scale-invariant weights stays on their sphere; cautious", wd_ratio=0.01, nesterov=True, caution=True),
+    _row("adabelief", "AdaBelief", "eps betas", papers.ADABELIEF, _ADABELIEF,
+         "Adam with the variance of the gradient's error", rectify=False),
+    _row("radabelief", "AdaBelief", "eps betas", papers.ADABELIEF, _ADABELIEF,
+         "AdaBelief with a rectified start", rectify=True),
+    _row("adopt", "Adopt", "eps betas", papers.ADOPT, _LIKE_ADAM,
+         "Adam that normalises before it averages"),
+    _row("adoptw", "Adopt", "eps betas", papers.ADOPT, _LIKE_ADAM,
+         "ADOPT with decoupled weight decay", decoupled=True),
+    _row("adoptc", "Adopt", "eps betas", papers.CORRECTED_DECAY, _LIKE_ADAM,
+         "ADOPT with decoupled weight decay; decay corrected by lr / max lr", decoupled=True, corrected_weight_decay=True),
+    _row("cadopt", "Adopt", "eps betas", papers.CAUTIOUS, _LIKE_ADAM,
+         "Adam that normalises before it averages; cautious", caution=True),
+    _row("cadoptw", "Adopt", "eps betas", papers.CAUTIOUS, _LIKE_ADAM,
+         "ADOPT with decoupled weight decay; cautious", decoupled=True, caution=True),
+    _row("cadoptc", "Adopt", "eps betas", papers.CORRECTED_DECAY, _LIKE_ADAM,
+         "ADOPT with decoupled weight decay; cautious; decay corrected by lr / max lr", decoupled=True, caution=True, corrected_weight_decay=True),
+    _row("laprop", "LaProp", "eps betas", papers.LAPROP, _LAPROP,
+         "Adam with momentum of the normalised gradient"),
+    _row("claprop", "LaProp", "eps betas", papers.CAUTIOUS, _LAPROP,
+         "Adam with momentum of the normalised gradient; cautious", caution=True),
+    _row("lapropc", "LaProp", "eps betas", papers.CORRECTED_DECAY, _LAPROP,
+         "Adam with momentum of the normalised gradient; decay corrected by lr / max lr", corrected_weight_decay=True),
+    _row("mars", "Mars", "eps betas", papers.MARS, _MARS,
+         "AdamW on a gradient of reduced variance"),
+    _row("cmars", "Mars", "eps betas", papers.CAUTIOUS, _MARS,
+         "AdamW on a gradient of reduced variance; cautious", caution=True),
+    _row("adan", "Adan", "eps betas3", papers.ADAN, _ADAN,
+         "Nesterov momentum from differences of gradients, proximal weight decay", no_prox=False),
+    _row("adanw", "Adan", "eps betas3", papers.ADAN, _ADAN,
+         "Adan with the weight decay of AdamW", no_prox=True),
+    _row("cadan", "Adan", "eps betas3", papers.CAUTIOUS, _ADAN,
+         "Nesterov momentum from differences of gradients, proximal weight decay; cautious", no_prox=False, caution=True),
+    _row("cadanw", "Adan", "eps betas3", papers.CAUTIOUS, _ADAN,
+         "Adan with the weight decay of AdamW; cautious", no_prox=True, caution=True),
+    _row("adahessian", "Adahessian", "eps betas second_order", papers.ADAHESSIAN, _ADAHESSIAN,
+         "Adam with a probe of the Hessian's diagonal instead of the gradient"),
+    # a norm for every layer
+    _row("lamb", "Lamb", "eps betas", papers.LAMB, _LAMB,
+         "Adam with a trust ratio for every tensor"),
+    _row("lambc", "Lamb", "eps betas", papers.LAMB, _LAMB,
+         "LAMB with trust ratios of at most 1", trust_clip=True),
+    _row("lambw", "Lamb", "eps betas", papers.LAMB, _LAMB,
+         "LAMB with decoupled weight decay", decoupled_decay=True),
+    _row("lambcw", "Lamb", "eps betas", papers.LAMB, _LAMB,
+         "LAMB with decoupled weight decay and trust ratios of at most 1", decoupled_decay=True, trust_clip=True),
+    _row("lambcd", "Lamb", "eps betas", papers.CORRECTED_DECAY, _LAMB,
+         "LAMB with decoupled weight decay; decay corrected by lr / max lr", decoupled_decay=True, corrected_weight_decay=True),
+    _row("clamb", "Lamb", "eps betas", papers.CAUTIOUS, _LAMB,
+         "Adam with a trust ratio for every tensor; cautious", caution=True),
+    _row("clambw", "Lamb", "eps betas", papers.CAUTIOUS, _LAMB,
+         "LAMB with decoupled weight decay; cautious", decoupled_decay=True, caution=True),
+    _row("lars", "Lars", "eps momentum", papers.LARS, _LARS,
+         "SGD with a trust ratio for every tensor"),
+    _row("larc", "Lars", "eps momentum", papers.LARS, _LARS,
+         "LARS with trust ratios of at most 1", trust_clip=True),
+    _row("nlars", "Lars", "eps momentum", papers.LARS, _LARS,
+         "LARS with Nesterov momentum", nesterov=True),
+    _row("nlarc", "Lars", "eps momentum", papers.LARS, _LARS,
+         "LARS with Nesterov momentum and trust ratios of at most 1", nesterov=True, trust_clip=True),
+    _row("novograd", "NvNovoGrad", "eps betas", papers.NOVOGRAD, _NOVOGRAD,
+         "Momentum of gradients that are normalised tensor by tensor"),
+    _row("novogradw", "NvNovoGrad", "eps betas", papers.NOVOGRAD, _NOVOGRAD,
+         "NovoGrad with decoupled weight decay", decoupled_decay=True),
+    _row("novogradc", "NvNovoGrad", "eps betas", papers.CORRECTED_DECAY, _NOVOGRAD,
+         "NovoGrad with decoupled weight decay; decay corrected by lr / max lr", decoupled_decay=True, corrected_weight_decay=True),
+    # factored second moments
+    _row("adafactor", "Adafactor", "eps betas", papers.ADAFACTOR, _ADAFACTOR,
+         "Adam with the second moment kept as row and column means"),
+    _row("cadafactor", "Adafactor", "eps betas", papers.CAUTIOUS, _ADAFACTOR,
+         "Adam with the second moment kept as row and column means; cautious", caution=True, betas=(0.9, 0.999)),
+    _row("adafactorbv", "AdafactorBigVision", "eps momentum", papers.SCALING_VIT, _ADAFACTORBV,
+         "Adafactor as Big Vision trains ViTs, with momentum in bfloat16"),
+    _row("cadafactorbv", "AdafactorBigVision", "eps momentum", papers.CAUTIOUS, _ADAFACTORBV,
+         "Adafactor as Big Vision trains ViTs, with momentum in bfloat16; cautious", caution=True),
+    _row("adafactorbvc", "AdafactorBigVision", "eps momentum", papers.CORRECTED_DECAY, _ADAFACTORBV,
+         "Adafactor as Big Vision trains ViTs, with momentum in bfloat16; decay corrected by lr / max lr", corrected_weight_decay=True),
+    _row("cadafactorbvc", "AdafactorBigVision", "eps momentum", papers.CORRECTED_DECAY, _ADAFACTORBV,
+         "Adafactor as Big Vision trains ViTs, with momentum in bfloat16; cautious; decay corrected by lr / max lr", caution=True, corrected_weight_decay=True),
+    # signs and averages
+    _row("lion", "Lion", "betas", papers.LION, _LION,
+         "The sign of an interpolated momentum"),
+    _row("clion", "Lion", "betas", papers.CAUTIOUS, _LION,
+         "The sign of an interpolated momentum; cautious", caution=True),
+    _row("lionc", "Lion", "betas", papers.CORRECTED_DECAY, _LION,
+         "The sign of an interpolated momentum; decay corrected by lr / max lr", corrected_weight_decay=True),
+    _row("clionc", "Lion", "betas", papers.CORRECTED_DECAY, _LION,
+         "The sign of an interpolated momentum; cautious; decay corrected by lr / max lr", caution=True, corrected_weight_decay=True),
+    _row("madgrad", "MADGRAD", "eps momentum", papers.MADGRAD, _MADGRAD,
+         "Dual averaging with the cube root of summed squares"),
+    _row("madgradw", "MADGRAD", "eps momentum", papers.MADGRAD, _MADGRAD,
+         "MADGRAD with decoupled weight decay", decoupled_decay=True),
+    # matrices
+    _row("kron", "Kron", "momentum", papers.PSGD, _KRON,
+         "PSGD: a Kronecker-factored preconditioner learned on a Lie group"),
+    _row("kronw", "Kron", "momentum", papers.PSGD, _KRON,
+         "PSGD Kron with decoupled weight decay", decoupled_decay=True),
+    _row("kronc", "Kron", "momentum", papers.CORRECTED_DECAY, _KRON,
+         "PSGD Kron with decoupled weight decay; decay corrected by lr / max lr", decoupled_decay=True, corrected_weight_decay=True),
+    _row("muon", "Muon", "eps momentum betas", papers.MUON, _MUON,
+         "Momentum of matrices, orthogonalised; AdamW for everything else"),
+    _row("nmuon", "Muon", "eps momentum betas", papers.MUON, _MUON,
+         "Muon with Nesterov momentum; NAdamW for everything else", nesterov=True),
+    _row("adamuon", "Muon", "eps momentum betas", papers.ADAMUON, _MUON,
+         "Muon with a second moment of the orthogonalised step", algo="adamuon"),
+    _row("nadamuon", "Muon", "eps momentum betas", papers.ADAMUON, _MUON,
+         "AdaMuon with Nesterov momentum; NAdamW for everything else", algo="adamuon", nesterov=True),
+    # accumulated squares
+    _row("rmsprop", "RMSprop", "eps momentum", papers.RMSPROP, _RMSPROP,
+         "The gradient over its root mean square", alpha=0.9),
+    _row("rmsproptf", "RMSpropTF", "eps momentum", papers.RMSPROP, _RMSPROPTF,
+         "RMSprop as TensorFlow computes it: epsilon under the root, mean squares from 1", alpha=0.9),
+    _row("rmsproptfw", "RMSpropTF", "eps momentum", papers.RMSPROP, _RMSPROPTF,
+         "TensorFlow's RMSprop with decoupled weight decay", alpha=0.9, decoupled_decay=True),
+    _row("rmsproptfc", "RMSpropTF", "eps momentum", papers.CORRECTED_DECAY, _RMSPROPTF,
+         "TensorFlow's RMSprop with decoupled weight decay; decay corrected by lr / max lr", alpha=0.9, decoupled_decay=True, corrected_weight_decay=True),
+    _row("crmsproptf", "RMSpropTF", "eps momentum", papers.CAUTIOUS, _RMSPROPTF,
+         "RMSprop as TensorFlow computes it: epsilon under the root, mean squares from 1; cautious", alpha=0.9, caution=True),
+    _row("adadelta", "Adadelta", "eps", papers.ADADELTA, _ADADELTA,
+         "RMSprop in the units of the parameter, from a second mean of squared steps"),
+    _row("adagrad", "Adagrad", "eps", papers.ADAGRAD, _RMSPROP,
+         "The gradient over the root of its summed squares", eps=1e-8),
+    # NVIDIA's apex, imported when used
+    _row("fusedsgd", "apex.optimizers.FusedSGD", "momentum", papers.NESTEROV, _SGD,
+         "apex: SGD with Nesterov momentum in one CUDA kernel", nesterov=True),
+    _row("fusedadam", "apex.optimizers.FusedAdam", "eps betas", papers.ADAM, _ADAM,
+         "apex: Adam in one CUDA kernel", adam_w_mode=False),
+    _row("fusedadamw", "apex.optimizers.FusedAdam", "eps betas", papers.DECOUPLED_DECAY, _ADAM,
+         "apex: AdamW in one CUDA kernel", adam_w_mode=True),
+    _row("fusedlamb", "apex.optimizers.FusedLAMB", "eps betas", papers.LAMB, None,
+         "apex: LAMB in few CUDA kernels"),
+    _row("fusednovograd", "apex.optimizers.FusedNovoGrad", "eps betas", papers.NOVOGRAD, None,
+         "apex: NovoGrad in few CUDA kernels", betas=(0.95, 0.98)),
+    # bitsandbytes, imported when used
+    _row("bnbsgd", "bitsandbytes.optim.SGD", "momentum", papers.EIGHT_BIT, None,
+         "bitsandbytes: SGD with 32-bit state", nesterov=True),
+    _row("bnbsgd8bit", "bitsandbytes.optim.SGD8bit", "momentum", papers.EIGHT_BIT, None,
+         "bitsandbytes: SGD with 8-bit state", nesterov=True),
+    _row("bnbadam", "bitsandbytes.optim.Adam", "eps betas", papers.EIGHT_BIT, None,
+         "bitsandbytes: Adam with 32-bit state"),
+    _row("bnbadam8bit", "bitsandbytes.optim.Adam8bit", "eps betas", papers.EIGHT_BIT, None,
+         "bitsandbytes: Adam with 8-bit state"),
+    _row("bnbadamw", "bitsandbytes.optim.AdamW", "eps betas", papers.EIGHT_BIT, None,
+         "bitsandbytes: AdamW with 32-bit state"),
+    _row("bnbadamw8bit", "bitsandbytes.optim.AdamW8bit", "eps betas", papers.EIGHT_BIT, None,
+         "bitsandbytes: AdamW with 8-bit state"),
+    _row("bnblion", "bitsandbytes.optim.Lion", "betas", papers.EIGHT_BIT, None,
+         "bitsandbytes: Lion with 32-bit state"),
+    _row("bnblion8bit", "bitsandbytes.optim.Lion8bit", "betas", papers.EIGHT_BIT, None,
+         "bitsandbytes: Lion with 8-bit state"),
+    _row("bnbademamix", "bitsandbytes.optim.AdEMAMix", "eps betas3", papers.EIGHT_BIT, None,
+         "bitsandbytes: AdEMAMix with 32-bit state"),
+    _row("bnbademamix8bit", "bitsandbytes.optim.AdEMAMix8bit", "eps betas3", papers.EIGHT_BIT, None,
+         "bitsandbytes: AdEMAMix with 8-bit state"),
+    # torch's that timm does not name
+    _row("asgd", "ASGD", "", papers.ACCELERATION_BY_AVERAGING, _RMSPROP,
+         "SGD that also averages its iterates"),
+    _row("rprop", "Rprop", "no_decay", papers.RPROP, _RMSPROP,
+         "A step size for every weight, from the sign of its gradient; for full batches"),
+    _row("torchadafactor", "TorchAdafactor", "eps", papers.ADAFACTOR, _RMSPROP,
+         "Adafactor as torch has it"),
+    # the frontier
+    _row("soap", "SOAP", "eps betas", papers.SOAP, _SOAP,
+         "Adam in the eigenbasis of Shampoo's preconditioner"),
+    _row("klsoap", "KLSOAP", "eps betas", papers.KL_SHAMPOO, _SOAP,
+         "SOAP with the preconditioner that is nearest in Kullback-Leibler divergence"),
+    _row("shampoo", "Shampoo", "eps betas", papers.SHAMPOO, _SHAMPOO,
+         "Kronecker-factored preconditioner in blocks, with the length of Adam's step"),
+    _row("normuon", "NorMuon", "eps momentum betas", papers.NORMUON, _NORMUON,
+         "Muon with rows of the orthogonalised step brought to one size"),
+    _row("dion", "Dion", "eps betas", papers.DION, _NORMUON,
+         "Orthonormalised momentum of low rank, with error feedback"),
+    _row("scion", "Scion", "eps momentum no_decay", papers.SCION, _SCION,
+         "Steps to the edge of a norm ball that fits each kind of layer"),
+    _row("schedulefreeadamw", "ScheduleFreeAdamW", "eps betas", papers.SCHEDULE_FREE, _SCHEDULEFREEADAMW,
+         "AdamW that averages its iterates instead of following a schedule"),
+    _row("schedulefreeradam", "ScheduleFreeRAdam", "eps betas", papers.SCHEDULE_FREE, _SCHEDULEFREEADAMW,
+         "Schedule-free AdamW with a rectified start instead of a warm-up"),
+    _row("schedulefreesgd", "ScheduleFreeSGD", "momentum", papers.SCHEDULE_FREE, _SCHEDULEFREESGD,
+         "SGD that averages its iterates instead of following a schedule"),
+    _row("prodigy", "Prodigy", "eps betas", papers.PRODIGY, _PRODIGY,
+         "Adam that estimates its own learning rate"),
+    _row("ademamix", "AdEMAMix", "eps betas3", papers.ADEMAMIX, _LIKE_ADAM,
+         "AdamW with a second, much slower momentum"),
+    _row("stableadamw", "StableAdamW", "eps betas", papers.STABLE_ADAMW, _LIKE_ADAM,
+         "AdamW whose learning rate falls where the second moment is out of date"),
+    _row("adammini", "AdamMini", "eps betas", papers.ADAM_MINI, _LIKE_ADAM,
+         "AdamW with one second moment for each block of weights"),
+    _row("came", "CAME", "eps betas3", papers.CAME, _CAME,
+         "Adafactor that trusts its step where it was stable"),
+)
+# fmt: on

@@ -207,7 +207,10 @@ class OptimizerRegistry:
                 for group in grouping.groups:
                     del group["weight_decay"]
 
-        optimizer = opt_class(params, **options)
+        named = getattr(
+            opt_class, "named", None
+        )  # classes of this package, which tell what a name binds from what is given
+        optimizer = named(info.defaults or {}, params, **options) if named else opt_class(params, **options)
         if wrap:
             optimizer = import_class("descend.optimizers.Lookahead", repr(opt))(optimizer, **lookahead)
         for param in frozen:

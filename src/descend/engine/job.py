@@ -76,7 +76,9 @@ class Job:
         self.maths = torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
         whole = self.layout is None and not self.offloaded and type(self.leaf) in (Tensor, torch.nn.Parameter)
         alike = p.dtype == self.maths and all(self.state[name].dtype == self.maths for name in self.resting)
-        self.is_plain = whole and alike and self.rests.is_plain and (p.dim() < 3 or not self.units)
+        self.is_plain = (
+            whole and alike and self.rests.is_plain and (p.dim() < 3 or not (self.units and self.rule.by_units))
+        )
         self.live = State.of(self.state)
 
     def is_current(self, p: Tensor) -> bool:

@@ -14,7 +14,7 @@ from descend.engine.tensorlist import TensorList
 Dims = tuple[int, ...] | None
 
 
-class Pause(Exception):
+class NeedSums(Exception):
     """Raised inside a rule's text where it needs a sum that the engine must first collect from elsewhere.
 
     Attributes:
@@ -38,11 +38,17 @@ class State:
     def of(cls, tensors: dict[str, Any]) -> State:
         """A dict's own tensors, whatever these are exchanged for."""
         state = cls.__new__(cls)
-        state.__dict__ = tensors
+        object.__setattr__(state, "__dict__", tensors)
         return state
 
     def __getattr__(self, name: str) -> Tensor:
         raise AttributeError(f"the rule uses state {name!r}, which its slots() does not declare")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Write a value into the state's own tensor: another in its place would be lost."""
+        mine = getattr(self, name)
+        if value is not mine:
+            mine.copy_(value)
 
     def __contains__(self, name: str) -> bool:
         return name in self.__dict__
@@ -63,8 +69,11 @@ class Across:
         """The sum of the part in hand, over these dimensions, which stay as size 1; None: over all."""
         return x.sum() if dims is None else x.sum(dims, keepdim=True)
 
-    def square(self, x: Any) -> Any:
-        """The sum of the squares of the part in hand."""
+    def square(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
+        """The sum of the squares of the part in hand, over these dimensions; None: over all."""
+        if dims is not None:
+            norms = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+            return norms * norms
         if isinstance(x, Tensor) and x.is_contiguous() and x.numel() < 1 << 31:
             flat = x.view(-1)
             return torch.dot(flat, flat)
@@ -72,19 +81,34 @@ class Across:
         return norm * norm
 
 
-class OverallKnown(Across):
-    """Tensors are whole, but sums over all tensors come from earlier passes over the model."""
+class Answered(Across):
+    """Sums over the part in hand where this is all there is; others are answered, or interrupt the text.
 
-    def __init__(self, totals: Sequence[tuple[Any, ...]]) -> None:
-        self.totals = totals
+    Args:
+        answers: the sums from elsewhere, in the order in which the text asks for them.
+        crosses: whether sums along these dimensions go over other processes; None: they never do.
+    """
+
+    def __init__(self, answers: Sequence[tuple[Any, ...]], crosses: Callable[[Dims], Any] | None = None) -> None:
+        self.answers = answers
+        self.crosses = crosses
         self.asked = 0
 
+    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        """The sums themselves, unless other processes have the rest of the tensor."""
+        if self.crosses is None or not any(map(self.crosses, dims)):
+            return partials
+        return self._next(lambda: partials, dims)
+
     def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-        """What an earlier pass found; a pause where none has yet."""
-        if self.asked == len(self.totals):
-            raise Pause(begin())
+        """What was found for all tensors."""
+        return self._next(begin, None)
+
+    def _next(self, begin: Callable[[], tuple[Any, ...]], dims: tuple[Dims, ...] | None) -> tuple[Any, ...]:
+        if self.asked == len(self.answers):
+            raise NeedSums(begin(), dims)
         self.asked += 1
-        return self.totals[self.asked - 1]
+        return self.answers[self.asked - 1]
 
 
 class Known:
@@ -101,10 +125,6 @@ class Known:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the rule uses {name!r}, which is neither an option nor one of its scalars")
-
-    def but(self, **values: Any) -> Known:
-        """The same with some values exchanged; what a rule knows is shared by all parameters and never changed."""
-        return Known({**self.__dict__, **values}, self.across)
 
     def measure(self, shape: tuple[int, ...]) -> None:
         """Take the size and shape of the whole parameter, which means divide by."""
@@ -124,6 +144,14 @@ class Known:
         asked = [(self.across.sum(x, dims), dims) for x, dims in pairs if dims]
         sums = iter(self.complete(*asked) if asked else ())
         return tuple(next(sums) if dims else x for x, dims in pairs)
+
+    def dots_over(self, dims: tuple[int, ...], *pairs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """For each (x, y) the sums of x·y over these dimensions, which stay as size 1."""
+        if not dims:
+            return tuple(x * y for x, y in pairs)
+        across = self.across
+        dots = (across.square(x, dims) if x is y else across.sum(x * y, dims) for x, y in pairs)
+        return self.complete(*((dot, dims) for dot in dots))
 
     def means_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the means over these dimensions, which stay as size 1."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, overload
 
 import torch
@@ -23,6 +22,7 @@ from descend.engine.executors.profile import profile
 from descend.engine.job import Job
 from descend.engine.options import COMMON_DEFAULTS, Common
 from descend.engine.plan import Plan, trial_job
+from descend.engine.ranges import declared
 from descend.engine.resolved import Resolved
 from descend.engine.rule import Decay, Reach, Rule
 from descend.engine.sharding.agreement import agree
@@ -54,6 +54,8 @@ class Optimizer(Unwrappable, Rule):
 
     #: State that a wrapper (Lookahead) keeps here beside the rule's: tensors as slots, numbers with their start.
     extra_state: Mapping[str, Slot | float] = {}
+    #: Options that came with the name it was asked for by. None: it is a part of a mixture, which judges what acts.
+    _bound: Mapping[str, Any] | None = MappingProxyType({})
     #: What moves parameters as their gradients come, after step_in_backward().
     _in_backward: BackwardHooks | None = None
     #: Over which processes sums over all tensors go besides, and how many groups these are known to agree about.
@@ -71,6 +73,8 @@ class Optimizer(Unwrappable, Rule):
         super().__init__(params, merged)
         self.defaults = {name: v.clone() if isinstance(v, Tensor) else v for name, v in merged.items()}
         self._check_trains()
+        if self._bound is not None:
+            self._check_effects()
         if isinstance(self.defaults["state_dtype"], Mapping):
             self._check_state_names(self.defaults["state_dtype"], self.param_groups)
 
@@ -134,6 +138,46 @@ class Optimizer(Unwrappable, Rule):
                 "until some are not",
                 stacklevel=4,
             )
+
+    @classmethod
+    def named(cls, bound: Mapping[str, Any] | None, params: Any, **given: Any) -> Self:
+        """An optimizer as a name of the catalogue gives it.
+
+        Args:
+            bound: what the name binds, which may be without effect; None: the groups are some of a mixture's, and what
+                acts in none of them may act in others.
+            params: as for the class.
+            **given: all options.
+        """
+        made = cls.__new__(cls)
+        made._bound = bound
+        cls.__init__(made, params, **given)
+        del made._bound
+        return made
+
+    def bound_of(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The options of a group that nobody gave, since they came with a name."""
+        return self._bound or {}
+
+    def _check_effects(self) -> None:
+        """Raise, or warn, where an option was given and acts in none of the groups that have it."""
+        kind = type(self).__name__
+        groups: dict[type[Rule], list[tuple[SimpleNamespace, Mapping[str, Any]]]] = {}
+        for group in self.param_groups:
+            rule = self.rule_of(group)
+            h = SimpleNamespace(**{**group, "decay": rule.decay(SimpleNamespace(**group))})
+            groups.setdefault(rule, []).append((h, self.bound_of(group)))
+        for rule, pairs in groups.items():
+            for name, option in declared(rule).items():
+                default = COMMON_DEFAULTS.get(name, option.default)
+                given = [h for h, bound in pairs if _differs(vars(h).get(name, default), bound.get(name, default))]
+                for need in (*rule.acts_with.get(name, ()), *option.needs):
+                    unmet = [need.unmet(h) for h in given]
+                    if given and all(unmet):
+                        message = f"{kind}: {name}={getattr(given[0], name)!r} has no effect{unmet[0]}"
+                        if need.raises:
+                            raise ValueError(message)
+                        warnings.warn(message, stacklevel=_users_level())
 
     def check_parameter(self, index: int, position: int) -> None:
         """Raise for a parameter that cannot be moved, or cannot have its state as its group asks for it.
@@ -378,20 +422,19 @@ class Optimizer(Unwrappable, Rule):
     # ------------------------------------------------------------------ what a step works on
 
     def _check(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        kind = type(self).__name__
-        for name, default in defaults.items():
+        kind, known = type(self).__name__, declared(type(self))
+        for name in defaults:
             if name in self.refused and values[name]:
                 raise ValueError(f"{kind}: {name}={values[name]!r} is not possible: {self.refused[name]}")
-            fallback = COMMON_DEFAULTS.get(name, default)
-            class_default, optional = _signature(type(self)).get(name, (fallback, fallback is None))  # type: ignore[arg-type]
-            options.check_option(kind, name, values[name], class_default, optional)
+            if name in known and (wrong := known[name].fault(values[name])):
+                raise ValueError(f"{kind}: {wrong}")
         if values.get("foreach") and values.get("fused"):
             raise ValueError(f"{kind}: foreach=True and fused=True exclude each other, set at most one")
         if values.get("capturable") and values.get("offload_state"):
             raise ValueError(
                 f"{kind}: capturable=True and offload_state=True exclude each other: copies end on the host"
             )
-        if values.get("corrected_weight_decay") and not float(values["lr"] or 0.0) > 0:
+        if values.get("corrected_weight_decay") and "lr" in values and not float(values["lr"] or 0.0) > 0:
             raise ValueError(f"{kind}: lr={values['lr']!r}, corrected_weight_decay needs a positive lr to refer to")
         try:
             self.check(SimpleNamespace(**values))
@@ -409,7 +452,7 @@ class Optimizer(Unwrappable, Rule):
         found = self.fallback(SimpleNamespace(**values))
         if found is not None:
             rule, own = found
-            rule([torch.nn.Parameter(torch.zeros(1, device="cpu"))], **own)  # type: ignore[call-arg]
+            rule.named(None, [torch.nn.Parameter(torch.zeros(1, device="cpu"))], **own)  # type: ignore[attr-defined]
             for name in ("before_step", "after_step", "check_mode"):
                 if getattr(rule, name).__func__ is not getattr(Rule, name).__func__:
                     raise ValueError(
@@ -461,8 +504,9 @@ class Optimizer(Unwrappable, Rule):
             rule, own = found
             common = {name: group[name] for name in COMMON_DEFAULTS}
             other = {**_defaults_of(rule), **common, **own}  # type: ignore[arg-type]
-            if group.get("max_lr_snapshot") is not None:
-                other["max_lr_snapshot"] = group["max_lr_snapshot"] * getattr(r.h, "fallback_lr_scale", 1.0)
+            if group.get("max_lr_snapshot") is not None:  # what the fallback's own lr was, when the group's was that
+                _, at_first = r.rule.fallback(SimpleNamespace(**{**vars(r.h), "lr": group["max_lr_snapshot"]})) or found
+                other["max_lr_snapshot"] = at_first.get("lr", other["lr"])
             r.fallback = Resolved(rule, other, other, scaling)
         return r
 
@@ -509,22 +553,23 @@ class Optimizer(Unwrappable, Rule):
 
 
 @functools.cache
-def _signature(kind: Any) -> dict[str, tuple[Any, bool]]:
-    """The default of each of the constructor's arguments (NaN if there is none), and whether it may be None."""
-    found: dict[str, tuple[Any, bool]] = {}
-    for base in reversed(kind.__mro__):
-        if issubclass(base, Optimizer) and "__init__" in vars(base):
-            for p in inspect.signature(base.__init__).parameters.values():
-                default = math.nan if p.default is p.empty else p.default
-                found[p.name] = default, "None" in str(p.annotation)
-    return found
-
-
-@functools.cache
 def _defaults_of(kind: Any) -> Mapping[str, Any]:
     """The options of a rule that nobody was told anything about."""
     defaults: dict[str, Any] = kind([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).defaults
     return defaults
+
+
+def _users_level() -> int:
+    """How many calls up from the caller the user's own line is, for warnings."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("descend."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether an option was given."""
+    return isinstance(value, Tensor) or bool(value != default)
 
 
 def rehearses(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,31 +1,32 @@
-"""The options that every optimizer shares, and the checks that every option passes."""
+"""The options that every optimizer shares, and the checks of names and parameters."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from descend.engine.ranges import ActsWith, Needs, OneOf, Positive
 from descend.engine.storage import BITS, DTYPES
 
-StateDtype = torch.dtype | str | Mapping[str, torch.dtype | str] | None
-MASTERS = ("kahan", "split", "stochastic")
-_STATE_DTYPES = (*DTYPES.values(), *DTYPES, *BITS)
+Dtype = Annotated[torch.dtype | str, OneOf((*DTYPES.values(), *DTYPES))]
+Storage = Annotated[torch.dtype | str, OneOf((*DTYPES.values(), *DTYPES, *BITS))]
+NOT_DECOUPLED = "it is a form of decoupled weight decay in units of lr, which is not what this rule does here"
+StateDtype = Storage | Mapping[str, Storage] | None
 
 
 class Common(TypedDict, total=False):
     """Keyword-only options with one name and one meaning on every optimizer, valid in any parameter group.
 
     Attributes:
-        foreach: run as multi-tensor operations. None: torch's own default for the device.
+        foreach: run as multi-tensor operations. None: torch's own default for the device, and on the CPU for small tensors.
         fused: run as one compiled pass over memory. None: off, torch's own default.
         capturable: keep the step counter on the parameter's device and never synchronise with the host.
         maximize: ascend instead of descending.
@@ -65,12 +66,20 @@ class Common(TypedDict, total=False):
     capturable: bool
     maximize: bool
     caution: bool
-    corrected_weight_decay: bool
-    cautious_weight_decay: bool
-    grams: bool
-    update_clip: float | None
+    corrected_weight_decay: Annotated[
+        bool,
+        ActsWith("weight_decay", hyperball=False),
+        ActsWith(decay=("decoupled", "after", "own"), why=NOT_DECOUPLED),
+    ]
+    cautious_weight_decay: Annotated[
+        bool,
+        ActsWith("weight_decay", hyperball=False),
+        Needs(decay=("decoupled", "fixed", "after", "own"), why=NOT_DECOUPLED),
+    ]
+    grams: Annotated[bool, Needs(caution=False)]
+    update_clip: Positive | None
     centralize_grad: bool
-    adaptive_grad_clip: float | None
+    adaptive_grad_clip: Positive | None
     hyperball: bool
     state_dtype: StateDtype
     master: Literal["kahan", "split", "stochastic"] | None
@@ -103,6 +112,18 @@ COMMON_DEFAULTS: Mapping[str, Any] = {
     "skip_nonfinite": False,
 }
 
+
+def if_averaged(*on: ActsWith) -> Mapping[str, tuple[Needs, ...]]:
+    """What ``caution`` and ``grams`` act with, where only an average can leave the gradient's sign; nothing: never."""
+    needs = on or (ActsWith(why="the step has the gradient's sign anyway"),)
+    return dict.fromkeys(("caution", "grams"), needs)
+
+
+def if_decoupled(*on: str) -> Mapping[str, tuple[Needs, ...]]:
+    """What the two forms of decoupled decay act with, where it is an option of the rule to decouple."""
+    return {"corrected_weight_decay": (ActsWith(*on),), "cautious_weight_decay": (Needs(*on),)}
+
+
 # Why some optimizers refuse options that others have.
 COUPLED_DECAY: Mapping[str, str] = dict.fromkeys(
     ("corrected_weight_decay", "cautious_weight_decay"), "weight decay is part of the gradient here"
@@ -115,16 +136,6 @@ _KEPT_KEYS = frozenset(
     ("params", "param_names", "name", "names", "lr_scale", "initial_lr", "max_lr", "min_lr", "max_lr_snapshot",
      "layer_scale", "base_momentum", "max_momentum", "differentiable", "use_fallback", "swa_lr", "group_name", "beta1")
 )  # fmt: skip
-
-_NOT_NEGATIVE = (
-    "lr", "eps", "eps_scale", "weight_decay", "update_clip", "adaptive_grad_clip", "max_grad_norm", "trust_coeff",
-    "clip_threshold", "clipping_threshold", "schedule_decay", "momentum_decay", "delta", "wd_ratio", "lr_decay",
-    "initial_accumulator_value", "hessian_power", "lambd", "t0", "gamma", "lr_1d_factor", "d0", "d_coef",
-    "growth_rate", "alpha_mix", "warmup_steps", "r", "weight_lr_power", "fallback_lr_scale", "precond_lr",
-)  # fmt: skip
-_POSITIVE = ("update_clip", "adaptive_grad_clip", "clip_threshold", "clipping_threshold", "max_grad_norm")
-_UNIT_INTERVAL = ("momentum", "dampening", "rho", "alpha")
-
 
 # What other libraries call an option of ours, in the spelling that `_spelling` gives.
 _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
@@ -213,86 +224,6 @@ def reject_module(kind: str, params: Any) -> None:
             f"{kind}: params is a module ({type(params).__name__}), expected its parameters: pass model.parameters(), or "
             "model.named_parameters(), whose names checkpoints and messages then use"
         )
-
-
-def check_option(kind: str, name: str, value: Any, default: Any, optional: bool) -> None:
-    """Raise ValueError unless `value` is one that option `name` can take.
-
-    Args:
-        kind: the optimizer's name, for the message.
-        name: the option's name.
-        value: what came.
-        default: the class default, which tells the type and how many betas there are.
-        optional: whether None is allowed.
-    """
-    if name == "master" and value is not None and value not in MASTERS:
-        raise ValueError(f"{kind}: master={value!r}, expected None or one of {', '.join(map(repr, MASTERS))}")
-    if value is None:
-        if default is not None and not optional and name != "master":
-            raise ValueError(f"{kind}: {name}=None, expected {_expected(name, default)}")
-        return
-    if name == "state_dtype":
-        for one in value.values() if isinstance(value, Mapping) else (value,):
-            if one not in _STATE_DTYPES:
-                known = ", ".join(str(x) if isinstance(x, torch.dtype) else repr(x) for x in _STATE_DTYPES)
-                raise ValueError(f"{kind}: state_dtype={one!r}, expected None or one of {known}")
-    if (isinstance(default, bool) or name in ("foreach", "fused")) and not isinstance(value, (bool, int)):
-        raise ValueError(f"{kind}: {name}={value!r}, expected True or False")
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{kind}: Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
-        if value.is_meta:
-            return
-        value = value.item()
-    if isinstance(default, float) and value == default:
-        return
-    if name.startswith("betas"):
-        _check_betas(kind, name, value, default)
-    elif isinstance(default, tuple) and name in _NOT_NEGATIVE:
-        _check_each(kind, name, value, default)
-    elif name in _UNIT_INTERVAL and not (isinstance(default, float) and default > 1):
-        _check_number(kind, name, value, 0.0, 1.0)
-    elif name in _NOT_NEGATIVE or name in _UNIT_INTERVAL:
-        _check_number(kind, name, value, 0.0, math.inf, open_low=name in _POSITIVE)
-    elif isinstance(default, (int, float)):
-        _check_number(kind, name, value, -math.inf, math.inf)
-
-
-def _check_number(kind: str, name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
-    inside = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
-    if not inside or (open_low and value == low):
-        above = "" if low == -math.inf else f" {'>' if open_low else '>='} {low:g}"
-        below = "" if high == math.inf else f" and <= {high:g}"
-        raise ValueError(f"{kind}: {name}={value!r}, expected a finite number{above}{below}")
-
-
-def _check_each(kind: str, name: str, value: Any, default: tuple[Any, ...]) -> None:
-    if not isinstance(value, (tuple, list)) or len(value) != len(default):
-        raise ValueError(f"{kind}: {name}={value!r}, expected {len(default)} numbers")
-    for i, (number, usual) in enumerate(zip(value, default, strict=True)):
-        if number is not None or usual is not None:
-            _check_number(kind, f"{name}[{i}]", number, 0.0, math.inf)
-
-
-def _check_betas(kind: str, name: str, value: Any, default: Any) -> None:
-    try:
-        betas = tuple(value)
-    except TypeError:
-        raise ValueError(f"{kind}: {name}={value!r}, expected a tuple of numbers in [0, 1)") from None
-    count = len(default) if default is not None else len(betas)
-    if len(betas) != count:
-        raise ValueError(f"{kind}: {name}={value!r} has {len(betas)} values, expected {count}")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor):
-            continue
-        if beta is None and default is not None and default[i] is None:
-            continue
-        if not isinstance(beta, (int, float)) or not 0.0 <= beta < 1.0:
-            raise ValueError(f"{kind}: {name}[{i}]={beta!r}, expected a number in [0, 1)")
-
-
-def _expected(name: str, default: Any) -> str:
-    return "True or False" if isinstance(default, bool) else f"a value such as {default!r}"
 
 
 def check_parameter(kind: str, name: str, p: Any) -> None:

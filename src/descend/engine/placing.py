@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from descend.engine.offload import is_far, on_host
+from descend.engine.host import is_far, on_host
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import Layout, fresh, full, layout_of, local
 from descend.engine.slots import Slot

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from descend.engine.counters import Counters, as_counter, new_counters
+from descend.engine.host import is_far, on_host
 from descend.engine.job import Job
-from descend.engine.offload import is_far, on_host
 from descend.engine.options import moves
 from descend.engine.placing import placed
 from descend.engine.resolved import Resolved
@@ -45,12 +45,11 @@ class Plan:
 
     Attributes:
         counters: how often each of them has moved.
-        memory: what executors keep between steps, dropped with the jobs.
     """
 
     def __init__(self, places: Collection[tuple[int, int]] | None = None) -> None:
         self.counters = Counters()
-        self.memory: dict[str, Any] = {}
+        self._remembered: tuple[list[Job], dict[Any, Any]] = [], {}
         self._groups: dict[int, tuple[Any, dict[int, Job]]] = {}
         self._states: list[Any] = []
         self._places = places
@@ -71,7 +70,6 @@ class Plan:
         found = self._with_gradients(owner, moved)
         held = self._held(owner)
         if not (len(held) == len(self._states) and all(map(operator.is_, held, self._states))):
-            self.memory.clear()
             self._groups.clear()
             self._states = []
         resolved: dict[int, tuple[Resolved, dict[int, Job]]] = {}
@@ -114,6 +112,12 @@ class Plan:
         if self._places is not None or len(self._states) != len(owner.state):
             self._states = self._held(owner)
         return jobs
+
+    def memory(self, jobs: list[Job]) -> dict[Any, Any]:
+        """What executors keep from step to step, as long as these are the jobs."""
+        if self._remembered[0] != jobs:
+            self._remembered = jobs, {}
+        return self._remembered[1]
 
     def _with_gradients(self, owner: Owner, moved: Collection[Tensor]) -> list[tuple[int, int, Tensor, Tensor | None]]:
         """Group, position, parameter and gradient of all that move, here or on another process."""

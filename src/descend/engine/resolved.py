@@ -11,7 +11,7 @@ from torch import Tensor
 
 from descend.engine.options import plain
 from descend.engine.rule import Rule
-from descend.engine.text import decay_scalars
+from descend.engine.text import decay_amount
 
 
 class Resolved:
@@ -46,7 +46,7 @@ class Resolved:
         self.flags: dict[str, Any] = {}
         self._sort(names, *scaling)
         self.h = SimpleNamespace(**self.numbers, **self.flags)
-        self.decay = self.rule.decay(self.h) if hasattr(self.h, "weight_decay") else "none"
+        self.decay = self.rule.decay(self.h)
         self.fallback: Resolved | None = None
         self.made: dict[Any, tuple[dict[str, Any], dict[str, Any]]] = {}
 
@@ -107,8 +107,7 @@ class Resolved:
                 known.update({f"beta{i + 1}{suffix}": beta for i, beta in enumerate(value)})
             else:
                 known[name] = value
-        known.update(decay_scalars(self.decay, self.h))
-        own = self.rule.scalars(t, self.h, c)
+        own = self._own_scalars(t, c)
         for name, value in own.items():
             if type(value) is int:
                 raise TypeError(
@@ -116,6 +115,24 @@ class Resolved:
                     f"write {value}.0"
                 )
         known.update(own)
+        if self.decay in ("decoupled", "fixed", "after"):
+            if "decay_amount" not in own:
+                known["decay_amount"] = self.h.weight_decay if self.decay == "fixed" else decay_amount(self.h)
+            known.setdefault("decay_factor", 1 - known["decay_amount"])
         if "step_size" not in known:
             known["step_size"] = known["gain"] if known["lr"] is None else known["lr"] * known["gain"]
         return known, vars(c)
+
+    def _own_scalars(self, t: Any, c: SimpleNamespace) -> dict[str, Any]:
+        """The rule's scalars; names that nothing declares are its author's slips."""
+        kind = self.rule.__name__
+        try:
+            own = self.rule.scalars(t, self.h, c)
+        except AttributeError as error:
+            for name, namespace, declared in (("h", self.h, "is no option"), ("c", c, "`carried` does not declare")):
+                if error.obj is namespace:
+                    raise AttributeError(f"{kind}: scalars() reads {name}.{error.name}, which {declared}") from None
+            raise
+        for name in vars(c).keys() - self.rule.carried.keys():
+            raise AttributeError(f"{kind}: scalars() assigns c.{name}, which `carried` does not declare")
+        return own

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from descend.engine.known import Known, State
+from descend.engine.ranges import Needs
 from descend.engine.slots import Slot
-from descend.engine.text import take
-from descend.terms import Quotient
+from descend.engine.text import Direction, take
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
-Decay = Literal["none", "coupled", "decoupled", "fixed", "own"]
+Decay = Literal["none", "coupled", "decoupled", "fixed", "direction", "after", "own"]
 Totals = Sequence[tuple[Tensor, ...]]
 
 
@@ -34,6 +34,10 @@ class Rule:
     structural: ClassVar[frozenset[str]] = frozenset()
     #: Common options that the rule cannot honour, with the reason.
     refused: ClassVar[Mapping[str, str]] = {}
+    #: Common options that act in this rule only with others.
+    acts_with: ClassVar[Mapping[str, tuple[Needs, ...]]] = {}
+    #: Whether direction() shapes its momentum by the stages itself, with shape_direction(), before it goes on.
+    own_stages: ClassVar[bool] = False
     #: What to change where a step must not wait for the gradients of all parameters.
     waits_for_all: ClassVar[str] = ""
 
@@ -57,19 +61,33 @@ class Rule:
         return {}
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | Quotient:
-        """Move the state `s` by the gradient `g` and return the direction in which the parameter descends."""
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Direction | tuple[Direction, Any]:
+        """Move the state `s` by the gradient `g` and return the direction in which the parameter descends.
+
+        As a pair with how much of the parameter decays, where that is not the group's ``decay_amount`` (or
+        ``weight_decay``, where :meth:`decay` says "direction").
+        """
         raise NotImplementedError("an optimizer defines direction(p, g, s, k), or move(p, g, s, k)")
+
+    @staticmethod
+    def rescale(p: Tensor, u: Tensor, k: Known) -> Any:
+        """The factor on the step `u` of a whole tensor, such as a trust ratio; weight decay has entered by now."""
+        return 1.0
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        """Change `p` itself: the door for rules whose step is more than lr times a direction."""
-        take(p, cls.direction(p, g, s, k), g, k)
+        """Change `p` itself: the door for rules that move other points than the parameter."""
+        take(cls, p, g, s, k, None if cls.rescale is Rule.rescale else cls.rescale)
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        """How weight decay enters: into the gradient, onto the parameter, or by the rule's own lines."""
-        return "decoupled"
+        """Where weight decay enters.
+
+        "coupled": weight_decay·p is added to the gradient. "direction": it is added to the direction, after the stages.
+        "decoupled": ``decay_amount``·p, by default lr·weight_decay·p, is taken from the parameter before its step, and
+        with "after" behind it; "fixed" is "decoupled" whatever lr is. "own": by the rule's lines. "none": nowhere.
+        """
+        return "decoupled" if hasattr(h, "weight_decay") else "none"
 
     @classmethod
     def foreign_state(cls, h: Any, p: Tensor) -> dict[str, Any]:

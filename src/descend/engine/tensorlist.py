@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any
@@ -18,8 +19,9 @@ _FOREACH: dict[Any, Callable[..., Any]] = {
     torch.maximum: torch._foreach_maximum,
     torch.minimum: torch._foreach_minimum,
     torch.reciprocal: torch._foreach_reciprocal,
-    torch.linalg.vector_norm: torch._foreach_norm,
 }
+
+_Operator = Callable[[Any, Any], Any]
 
 
 class TensorList:
@@ -47,12 +49,17 @@ class TensorList:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        named = kwargs or {}
+        if all(isinstance(a, Numbers) for a in (*args, *named.values()) if isinstance(a, TensorList)):
+            return Numbers(func(*map(_stacked, args), **{name: _stacked(a) for name, a in named.items()}))
         if func is torch.clamp and isinstance(args[0], TensorList):
-            return args[0].clamp(*args[1:], **(kwargs or {}))
+            return args[0].clamp(*args[1:], **named)
+        if func is torch.linalg.vector_norm and not kwargs:
+            return Numbers(torch.stack(torch._foreach_norm(args[0].tensors)))
         multi = _FOREACH.get(func)
         if multi is not None and not kwargs and all(isinstance(a, TensorList) for a in args):
             return cls(multi(*(a.tensors for a in args)))
-        return cls.each(func, *args, **(kwargs or {}))
+        return cls.each(func, *args, **named)
 
     @classmethod
     def each(cls, func: Callable[..., Any], *args: Any, **kwargs: Any) -> TensorList:
@@ -112,6 +119,10 @@ class TensorList:
     def __and__(self, other: Any) -> TensorList:
         return TensorList.each(torch.logical_and, self, other)
 
+    def sum(self) -> Numbers:
+        """The sum of each tensor."""
+        return Numbers(torch.stack([tensor.sum() for tensor in self.tensors]))
+
     def clamp(self, min: Any = None, max: Any = None) -> TensorList:
         """Both bounds at once."""
         low = self if min is None else self.clamp_min(min)
@@ -139,5 +150,88 @@ class TensorList:
         return call
 
 
+class Numbers(TensorList):
+    """One number per tensor of a list, all in one tensor, so that what is computed of them is one call.
+
+    Together with a list of tensors they are its numbers one by one.
+    """
+
+    __slots__ = ("stacked",)
+
+    def __init__(self, stacked: Tensor) -> None:
+        self.stacked = stacked
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """The numbers, as views."""
+        return self.stacked.unbind()
+
+    def _with(self, on_numbers: _Operator, on_lists: _Operator, other: Any) -> TensorList:
+        if isinstance(other, TensorList) and not isinstance(other, Numbers):
+            result: TensorList = on_lists(self, other)
+            return result
+        return Numbers(on_numbers(self.stacked, self._alike(other)))
+
+    def _alike(self, other: Any) -> Any:
+        return self.stacked.new_tensor(other) if isinstance(other, tuple) else _stacked(other)
+
+    def __add__(self, other: Any) -> TensorList:
+        return self._with(operator.add, TensorList.__add__, other)
+
+    def __sub__(self, other: Any) -> TensorList:
+        return self._with(operator.sub, TensorList.__sub__, other)
+
+    def __mul__(self, other: Any) -> TensorList:
+        return self._with(operator.mul, TensorList.__mul__, other)
+
+    def __truediv__(self, other: Any) -> TensorList:
+        return self._with(operator.truediv, TensorList.__truediv__, other)
+
+    def __pow__(self, exponent: Any) -> TensorList:
+        return self._with(operator.pow, TensorList.__pow__, exponent)
+
+    def __neg__(self) -> TensorList:
+        return Numbers(-self.stacked)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other: Any) -> TensorList:
+        return self._with(lambda mine, x: x - mine, TensorList.__rsub__, other)
+
+    def __rtruediv__(self, other: Any) -> TensorList:
+        return self._with(lambda mine, x: x / mine, lambda mine, x: TensorList.__truediv__(x, mine), other)
+
+    def __gt__(self, other: Any) -> TensorList:
+        return self._with(operator.gt, TensorList.__gt__, other)
+
+    def __ge__(self, other: Any) -> TensorList:
+        return self._with(operator.ge, TensorList.__ge__, other)
+
+    def __lt__(self, other: Any) -> TensorList:
+        return self._with(operator.lt, TensorList.__lt__, other)
+
+    def __le__(self, other: Any) -> TensorList:
+        return self._with(operator.le, TensorList.__le__, other)
+
+    def __and__(self, other: Any) -> TensorList:
+        return self._with(operator.and_, TensorList.__and__, other)
+
+    def __getattr__(self, name: str) -> Callable[..., TensorList]:
+        """A tensor method of all numbers at once."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        of_all = getattr(self.stacked, name)
+        return lambda *args, **kwargs: Numbers(of_all(*map(self._alike, args), **kwargs))
+
+    def clamp(self, min: Any = None, max: Any = None) -> TensorList:
+        """Both bounds at once."""
+        return Numbers(self.stacked.clamp(self._alike(min), self._alike(max)))
+
+
 def _operand(other: Any) -> Any:
     return other.tensors if isinstance(other, TensorList) else other
+
+
+def _stacked(other: Any) -> Any:
+    return other.stacked if isinstance(other, Numbers) else other

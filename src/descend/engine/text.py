@@ -1,24 +1,36 @@
-"""The text of one step: what every rule has around it, in the order that it happens."""
+"""The text of one step: what every rule has around it, in the order that it happens.
+
+:func:`advance` prepares the gradient; :func:`take` goes from the rule's direction to the parameter.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from descend.engine.known import Known, State
 from descend.engine.storage import Dice, Rests
-from descend.terms import Quotient, add_scaled, clip_ratio, plus, scale, value_of
+from descend.terms import Quotient, add_product, add_scaled, clip_ratio, finite_else, plus, scale, value_of
+
+Direction = Tensor | Quotient
 
 
 class Rule(Protocol):
     """The part of an optimizer class that the text needs."""
 
+    reach: ClassVar[Any]
+    own_stages: ClassVar[bool]
+
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
         """Change the parameter by one step."""
+
+    @classmethod
+    def direction(cls, p: Tensor, g: Tensor, s: State, k: Known) -> Direction | tuple[Direction, Any]:
+        """The direction in which the parameter descends, and how much of it decays where that is the tensor's own."""
 
 
 def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
@@ -31,9 +43,32 @@ def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
         g = clip_to_units(g, p, k)
     if k.centralize_grad and k.ndim > 1:
         g = g - k.means_over((g, tuple(range(1, k.ndim))))[0]
+    if rule.reach == "matrix":
+        g = finite_else(g, 0.0)  # a NaN would spread over the whole matrix
     if k.decay == "coupled":
         g = plus(g, p, k.weight_decay)
     rule.move(p, g, s, k)
+
+
+def take(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known, rescale: Callable[..., Any] | None = None) -> None:
+    """p ← decay·p − step_size·d: the rule's direction, the stages, weight decay, the rule's rescale, the step."""
+    d, amount = given if isinstance(given := rule.direction(p, g, s, k), tuple) else (given, None)
+    if has_stages(k) and not rule.own_stages:
+        d = shape_direction(value_of(d), g, k)
+    if k.hyperball:
+        keep_norm(p, value_of(d), k)
+        return
+    if k.decay in ("decoupled", "fixed"):
+        decay_weights(p, d, k, amount)
+    elif k.decay == "direction":
+        d = plus(value_of(d), p, k.weight_decay if amount is None else amount)
+    if rescale is None:
+        add_scaled(p, d, -k.step_size)
+    else:
+        u = value_of(d)
+        add_product(p, u, rescale(p, u, k), -k.step_size)
+    if k.decay == "after":
+        decay_weights(p, d, k, amount)
 
 
 def advanced(
@@ -95,22 +130,6 @@ def cast_scalars(k: Known, maths: torch.dtype) -> Known:
     return k
 
 
-def take(p: Tensor, d: Tensor | Quotient, g: Tensor, k: Known) -> None:
-    """p ← decay·p − step_size·d, with the stages that shape a direction around it."""
-    d = shaped(d, g, k)
-    if k.hyperball:
-        keep_norm(p, value_of(d), k)
-        return
-    if k.decay in ("decoupled", "fixed"):
-        decay_weights(p, d, k)
-    add_scaled(p, d, -k.step_size)
-
-
-def shaped(d: Tensor | Quotient, g: Tensor, k: Known) -> Tensor | Quotient:
-    """The direction after its stages; where there are none, a quotient stays undivided."""
-    return shape_direction(value_of(d), g, k) if has_stages(k) else d
-
-
 def has_stages(k: Known) -> bool:
     """Whether anything stands between a rule's direction and the step."""
     return bool(k.caution or k.grams or k.update_clip is not None)
@@ -127,13 +146,13 @@ def shape_direction(d: Tensor, g: Tensor, k: Known) -> Tensor:
     return d
 
 
-def decay_weights(p: Tensor, d: Tensor | Quotient, k: Known) -> None:
-    """p ← p − amount·p, with the cautious form only where p and d have one sign."""
+def decay_weights(p: Tensor, d: Direction, k: Known, amount: Any = None) -> None:
+    """p ← p − amount·p, by default the group's amount; with the cautious form only where p and d have one sign."""
     if k.cautious_weight_decay:
         opposed = torch.sign(p * value_of(d)).clamp_max(0.0)
-        add_scaled(p, p + p * opposed, -k.decay_amount)
+        add_scaled(p, p + p * opposed, -(k.decay_amount if amount is None else amount))
     else:
-        scale(p, k.decay_factor)
+        scale(p, k.decay_factor if amount is None else 1 - amount)
 
 
 def cautious(d: Tensor, g: Tensor, k: Known) -> Tensor:
@@ -146,7 +165,7 @@ def clip_to_units(g: Tensor, p: Tensor, k: Known) -> Tensor:
     """g scaled so that no unit (a slice of dimension 0, or a whole vector) has ‖g‖ > clip·max(‖p‖, 1e-3)."""
     if k.ndim > 1:
         dims = tuple(range(1, k.ndim))
-        p_norm, g_norm = map(torch.sqrt, k.sums_over((p * p, dims), (g * g, dims)))
+        p_norm, g_norm = map(torch.sqrt, k.dots_over(dims, (p, p), (g, g)))
     else:
         p_norm, g_norm = k.norms(p, g)
     limit = torch.clamp(p_norm, min=1e-3) * k.adaptive_grad_clip
@@ -163,14 +182,6 @@ def keep_norm(p: Tensor, d: Tensor, k: Known) -> None:
     p.copy_(moved * back)
 
 
-def decay_scalars(kind: str, h: Any) -> dict[str, Any]:
-    """What decoupled decay takes from a parameter in this step, and what it leaves."""
-    if kind == "fixed":
-        amount = h.weight_decay
-    elif kind != "decoupled":
-        return {}
-    elif h.corrected_weight_decay:
-        amount = h.lr * h.lr / h.max_lr_snapshot * h.weight_decay
-    else:
-        amount = h.lr * h.weight_decay
-    return {"decay_factor": 1 - amount, "decay_amount": amount}
+def decay_amount(h: Any) -> Any:
+    """What decoupled decay takes from a parameter in this step, as a share: lr·weight_decay, or the corrected form."""
+    return (h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr) * h.weight_decay

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 import descend
-from descend.engine.offload import BATCH_BYTES
+from descend.engine.executors.offload import BATCH_BYTES
 from descend.lab.faking import faked, mesh_of, shard
 from descend.lab.models import Model, Shape
 from descend.lab.names import created

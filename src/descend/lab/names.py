@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ def _plainness(name: str) -> tuple[int, int, str]:
 
 
 def chosen(words: str | None, sources: Sequence[str] = ()) -> list[str]:
-    """The optimizers that a list of names, wildcards and `pkg.module:Class` stands for.
+    """The optimizers that a list of names, wildcards, `muon+lion` and `pkg.module:Class` stands for.
 
     Args:
         words: separated by commas. None: the optimizers of `sources`; one name for each class if there are none.
@@ -57,13 +58,19 @@ def chosen(words: str | None, sources: Sequence[str] = ()) -> list[str]:
             hits = matching(every, word)
         else:
             hits = [word.lower()]
-        for name in hits:
+        for name in (part for hit in hits for part in hit.split("+")):
             if name in list_optimizers() and name not in every:
                 raise ValueError(f"{name!r} is not carried out by descend; expected an optimizer of it")
             if message := unknown(name, every):
                 raise ValueError(message)
             if name not in every:
                 raise ValueError(f"{name!r} wraps another optimizer; name that one")
+        for first, plus, _ in (hit.partition("+") for hit in hits):
+            kind: Any = get_optimizer_class(first, bind_defaults=False)
+            if plus and "fallback" not in inspect.signature(kind.__init__).parameters:
+                raise ValueError(
+                    f"{first!r} moves every parameter itself; only rules of matrices take a second with '+'"
+                )
         if not hits:
             raise ValueError(f"no optimizer matches {word!r}; descend list shows all names")
         found += hits
@@ -71,7 +78,10 @@ def chosen(words: str | None, sources: Sequence[str] = ()) -> list[str]:
 
 
 def created(name: str, params: Any, lr: float, weight_decay: float = 0.0, **options: Any) -> Optimizer:
-    """The optimizer of a name; decay where it has any."""
+    """The optimizer of a name, or of two (`muon+lion`: the second is the first's fallback); decay where it has any."""
+    name, plus, fallback = name.partition("+")
+    if plus:
+        options["fallback"] = fallback
     decay = weight_decay if get_optimizer_info(name).has_weight_decay else 0.0
     made = create_optimizer_v2(params, opt=name, lr=lr, weight_decay=decay, **options)
     if not isinstance(made, Optimizer):

@@ -28,7 +28,7 @@ def show(book: Catalogue, name: str, console: Console) -> None:
         ImportError: if it belongs to a package that is not installed.
     """
     info = book.get_optimizer_info(name)
-    kind, options = info.load(), defaults(info)
+    kind, options, declared = info.load(), defaults(info), info.options
     console.print(Text(f"{name}  {class_name(info)}", style="bold"))
     text = inspect.getdoc(kind) or ""
     if info.description and info.description not in text:
@@ -38,8 +38,10 @@ def show(book: Catalogue, name: str, console: Console) -> None:
     heading("defaults", console)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for option, value in options.items():
-        table.add_row(option, Text(value))
+        table.add_row(option, Text(value), Text(declared[option].meaning if option in declared else "", style="dim"))
     console.print(Padding(table, (0, 0, 0, 2)))
     console.print()
     if getattr(kind, "__module__", "").startswith("descend."):

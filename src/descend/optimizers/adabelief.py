@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction
 from descend.terms import Quotient, adam_ratio, choose, either, ema, ema_sq, rectify, running_max
@@ -54,21 +55,18 @@ class AdaBelief(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        weight_decay: float = 0,
-        amsgrad: bool = False,
-        decoupled_decay: bool = True,
-        fixed_decay: bool = False,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-16,
+        weight_decay: WeightDecay = 0,
+        amsgrad: Annotated[bool, ActsWith(rectify=False)] = False,
+        decoupled_decay: Annotated[bool, ActsWith("weight_decay")] = True,
+        fixed_decay: Annotated[bool, ActsWith("weight_decay", "decoupled_decay")] = False,
         rectify: bool = True,
-        degenerated_to_sgd: bool = True,
+        degenerated_to_sgd: Annotated[bool, ActsWith("rectify")] = True,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
-        decay = dict(decoupled_decay=decoupled_decay, fixed_decay=fixed_decay)
-        rectification = dict(rectify=rectify, degenerated_to_sgd=degenerated_to_sgd)
-        super().__init__(params, {**own, **decay, **rectification}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

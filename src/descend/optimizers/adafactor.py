@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
+from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import cautious
-from descend.terms import accumulate, add_scaled, bounded, clip_ratio, ema, least, most
+from descend.terms import accumulate, bounded, clip_ratio, ema, least, most
 
 
 def factored_slots(
@@ -109,6 +109,7 @@ class Adafactor(Optimizer):
         dimensions are factored follows timm: the first two of four where both are large, else the last two.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("betas"))
     refused: ClassVar[Mapping[str, str]] = {
         **OWN_DECAY,
         **OWN_STEP,
@@ -122,23 +123,20 @@ class Adafactor(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor | None = None,
-        eps: float = 1e-30,
-        eps_scale: float = 1e-3,
-        clip_threshold: float = 1.0,
-        decay_rate: float = -0.8,
-        betas: tuple[float, ...] | None = None,
-        weight_decay: float = 0.0,
-        scale_parameter: bool = True,
+        lr: Lr | None = None,
+        eps: NonNegative = 1e-30,
+        eps_scale: Annotated[NonNegative, ActsWith("scale_parameter", lr=None)] = 1e-3,
+        clip_threshold: Positive = 1.0,
+        decay_rate: Annotated[float, Range(lt=0)] = -0.8,
+        betas: tuple[Beta, ...] | None = None,
+        weight_decay: WeightDecay = 0.0,
+        scale_parameter: Annotated[bool, ActsWith(lr=None)] = True,
         warmup_init: bool = False,
         *,
         min_dim_size_to_factor: int = 16,
         **common: Unpack[Common],
     ) -> None:
-        scale = dict(eps=eps, eps_scale=eps_scale, clip_threshold=clip_threshold, decay_rate=decay_rate)
-        step = dict(lr=lr, betas=betas, weight_decay=weight_decay, scale_parameter=scale_parameter)
-        shape = dict(warmup_init=warmup_init, min_dim_size_to_factor=min_dim_size_to_factor)
-        super().__init__(params, {**step, **scale, **shape}, **common)
+        super().__init__(params, own(locals()), **common)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; betas of None are () in it."""
@@ -170,37 +168,27 @@ class Adafactor(Optimizer):
         if rate is None:
             rate = least(1e-6 * t if h.warmup_init else 1e-2, t**-0.5)
         relative = h.lr is None and h.scale_parameter
-        return {"weight2": t**h.decay_rate, "rate": rate, "relative": relative}
-
-    @staticmethod
-    def decay(h: Any) -> Decay:
-        return "own"
+        rates = {"rate": rate, "relative": relative, "step_size": 1.0, "decay_amount": rate * h.weight_decay}
+        return {**rates, "weight2": t**h.decay_rate, "caution": bool(h.caution and h.betas)}
 
     @staticmethod
     def check(h: Any) -> None:
         if h.warmup_init and h.lr is not None:
             raise ValueError(f"warmup_init=True with lr={h.lr!r}, expected lr=None: only relative steps warm up")
-        if not h.decay_rate < 0:
-            raise ValueError(f"decay_rate={h.decay_rate!r}, expected a number < 0")
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | tuple[Tensor, Any]:
         rate = most(k.rms(p), k.eps_scale) * k.rate if k.relative else k.rate
         sq = (g * g).add_(k.eps)
         if k.factored is not None:
             rows, cols = spread(s.exp_avg_sq_row, s.exp_avg_sq_col, k.factored)
             u = factored_root(sq, rows, cols, k.factored, k.weight2, k).mul_(g)
         else:
-            u = torch.rsqrt(ema(s.exp_avg_sq, bounded(sq), k.weight2)) * g
-        u = u * (rate / clip_ratio(k.rms(u), k.clip_threshold))
+            u = torch.rsqrt(ema(s.exp_avg_sq, bounded(sq), k.weight2)).mul_(g)
+        u.mul_(rate / clip_ratio(k.rms(u), k.clip_threshold))
         if "exp_avg" in s:
             u = ema(s.exp_avg, u, 1 - k.beta1)
-            if k.caution:
-                u = cautious(u, g, k)
-        amount = rate * k.weight_decay
-        if isinstance(amount, Tensor) or amount != 0:
-            p.mul_(1 - amount)
-        add_scaled(p, u, -1.0)
+        return (u, rate * k.weight_decay) if k.relative else u
 
 
 def _let_betas_cycle(group: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.options import Common, Dtype, if_averaged
+from descend.engine.ranges import ActsWith, Beta, Fraction, Lr, NonNegative, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot
 from descend.optimizers.adafactor import factored_root, factored_slots, move_factors
 from descend.terms import accumulate, bounded, clip_ratio, ema, least, most
@@ -56,41 +57,27 @@ class AdafactorBigVision(Optimizer):
         Zhai et al., Scaling Vision Transformers, 2022, arXiv 2106.04560. Dimensions and rounding follow timm.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("momentum"))
     reach: ClassVar[Reach] = "rows"
     structural: ClassVar[frozenset[str]] = frozenset(("min_dim_size_to_factor",))
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1.0,
+        lr: Lr = 1.0,
         min_dim_size_to_factor: int = 16,
-        decay_rate: float = 0.8,
-        decay_offset: int = 0,
-        beta2_cap: float = 0.999,
-        momentum: float | None = 0.9,
-        momentum_dtype: str | torch.dtype = torch.bfloat16,
-        eps: float | None = None,
-        weight_decay: float = 0.0,
-        clipping_threshold: float | None = None,
-        unscaled_wd: bool = False,
+        decay_rate: Positive = 0.8,
+        decay_offset: NonNegative = 0,
+        beta2_cap: Beta = 0.999,
+        momentum: Fraction | None = 0.9,
+        momentum_dtype: Annotated[Dtype, ActsWith("momentum")] = torch.bfloat16,
+        eps: NonNegative | None = None,
+        weight_decay: WeightDecay = 0.0,
+        clipping_threshold: Positive | None = None,
+        unscaled_wd: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        second = dict(decay_rate=decay_rate, decay_offset=decay_offset, beta2_cap=beta2_cap, eps=eps)
-        first = dict(momentum=momentum, momentum_dtype=momentum_dtype, clipping_threshold=clipping_threshold)
-        shape = dict(min_dim_size_to_factor=min_dim_size_to_factor)
-        own = dict(lr=lr, weight_decay=weight_decay, unscaled_wd=unscaled_wd, **second, **first, **shape)
-        super().__init__(params, own, **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if _dtype(h.momentum_dtype) not in _DTYPES.values():
-            raise ValueError(f"momentum_dtype={h.momentum_dtype!r}, expected one of {sorted(_DTYPES)}")
-        if not h.decay_rate > 0:
-            raise ValueError(f"decay_rate={h.decay_rate!r}, expected a number > 0")
-        if not h.decay_offset >= 0:
-            raise ValueError(f"decay_offset={h.decay_offset!r}, expected a number of steps >= 0")
-        if not 0 <= h.beta2_cap < 1:
-            raise ValueError(f"beta2_cap={h.beta2_cap!r}, expected a number in [0, 1)")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:
@@ -119,7 +106,7 @@ class AdafactorBigVision(Optimizer):
         if not h.unscaled_wd:
             return weights
         amount = h.weight_decay * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.weight_decay
-        return {**weights, "decay_amount": amount, "decay_factor": 1 - amount}
+        return {**weights, "decay_amount": amount}
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
@@ -165,29 +152,20 @@ class TorchAdafactor(Optimizer):
         half-precision parameters is float32, and an eps₁ of None is every parameter's own, not the first one's.
     """
 
+    acts_with: ClassVar = if_averaged()
     reach: ClassVar[Reach] = "rows"
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-2,
-        beta2_decay: float = -0.8,
-        eps: tuple[float | None, float] = (None, 1e-3),
-        d: float = 1.0,
-        weight_decay: float = 0.0,
+        lr: Lr = 1e-2,
+        beta2_decay: Annotated[float, Range(le=0)] = -0.8,
+        eps: tuple[NonNegative | None, NonNegative] = (None, 1e-3),
+        d: Annotated[float, Range(ge=1)] = 1.0,
+        weight_decay: WeightDecay = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, beta2_decay=beta2_decay, eps=eps, d=d, weight_decay=weight_decay)
-        super().__init__(params, own, **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if len(h.eps) != 2 or not (h.eps[0] is None or h.eps[0] >= 0) or not h.eps[1] >= 0:
-            raise ValueError(f"eps={h.eps!r}, expected (a number >= 0 or None, a number >= 0)")
-        if not h.beta2_decay <= 0:
-            raise ValueError(f"beta2_decay={h.beta2_decay!r}, expected a number <= 0")
-        if not h.d >= 1:
-            raise ValueError(f"d={h.d!r}, expected a number >= 1")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:

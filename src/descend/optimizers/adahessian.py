@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Count, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.randomness import rademacher
 from descend.terms import ema, ema_sq
@@ -64,21 +65,19 @@ class Adahessian(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 0.1,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        hessian_power: float = 1.0,
-        update_each: int = 1,
-        n_samples: int = 1,
+        lr: Lr = 0.1,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        hessian_power: NonNegative = 1.0,
+        update_each: Count = 1,
+        n_samples: Count = 1,
         avg_conv_kernel: bool = False,
         *,
         seed: int = 2147483647,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, hessian_power=hessian_power)
-        probe = dict(update_each=update_each, n_samples=n_samples, avg_conv_kernel=avg_conv_kernel, seed=seed)
-        super().__init__(params, {**adam, **probe}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @property
     def is_second_order(self) -> bool:
@@ -93,12 +92,6 @@ class Adahessian(Optimizer):
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         beta1, beta2 = h.betas
         return {"weight1": 1 - beta1, "weight2": 1 - beta2, "gain": 1 / (1 - beta1**t), "debias2": 1 / (1 - beta2**t)}
-
-    @staticmethod
-    def check(h: Any) -> None:
-        for name in ("update_each", "n_samples"):
-            if getattr(h, name) < 1 or int(getattr(h, name)) != getattr(h, name):
-                raise ValueError(f"{name}={getattr(h, name)!r}, expected an integer >= 1")
 
     @staticmethod
     def needs_whole(h: Any) -> str:

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, Common
+from descend.engine.ranges import Betas, Lr, NonNegative, Positive, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.terms import Quotient, adam_ratio, blend, clip_ratio, ema, ema_sq, root, running_max
 
@@ -74,17 +75,16 @@ class AdamW(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 1e-2,
         amsgrad: bool = False,
         *,
-        clipping_threshold: float | None = None,
+        clipping_threshold: Positive | None = None,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
-        super().__init__(params, {**own, "clipping_threshold": clipping_threshold}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -137,10 +137,10 @@ class Adam(AdamW):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0,
         amsgrad: bool = False,
         **common: Unpack[Common],
     ) -> None:
@@ -183,12 +183,12 @@ class NAdamW(AdamW):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 1e-2,
         *,
-        clipping_threshold: float | None = None,
+        clipping_threshold: Positive | None = None,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, clipping_threshold=clipping_threshold, **common)

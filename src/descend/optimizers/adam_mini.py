@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Count, Lr, Needs, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction, moments
 from descend.terms import bounded, ema, root
@@ -59,23 +60,15 @@ class AdamMini(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        block: str = "tensor",
-        n_heads: int = 1,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        block: Literal["tensor", "row", "head", "element"] = "tensor",
+        n_heads: Annotated[Count, Needs(block="head")] = 1,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, {**adam, "block": block, "n_heads": n_heads}, **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if h.block not in ("tensor", "row", "head", "element"):
-            raise ValueError(f"block={h.block!r}, expected 'tensor', 'row', 'head' or 'element'")
-        if not (isinstance(h.n_heads, int) and h.n_heads >= 1):
-            raise ValueError(f"n_heads={h.n_heads!r}, expected an integer >= 1")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import OWN_STEP, Common
+from descend.engine.options import OWN_STEP, Common, if_decoupled
+from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, shape_direction
-from descend.terms import add_scaled, assign, choose, ema, ema_sq, plus, root, scale
+from descend.engine.text import decay_amount, shape_direction
+from descend.terms import Quotient, accumulate, adam_ratio, assign, choose, ema, ema_sq, plus, scale
 
 
 class Adan(Optimizer):
@@ -48,21 +49,22 @@ class Adan(Optimizer):
         arXiv 2208.06677.
     """
 
+    acts_with: ClassVar = if_decoupled("no_prox")
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
+
+    own_stages: ClassVar[bool] = True
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        no_prox: bool = False,
+        lr: Lr = 1e-3,
+        betas: tuple[Beta, Beta, Beta] = (0.98, 0.92, 0.99),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        no_prox: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(
-            params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, no_prox=no_prox), **common
-        )
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -72,32 +74,29 @@ class Adan(Optimizer):
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
         beta1, beta2, beta3 = h.betas
+        weight = decay_amount(h)
+        proximal = {} if h.no_prox else {"decay_factor": 1 / (1 + weight), "decay_amount": weight / (1 + weight)}
         return {
             "weight1": 1 - beta1,
             "weight2": 1 - beta2,
             "weight3": 1 - beta3,
             "debias1": 1 / (1 - beta1**t),
-            "lead": beta2 / (1 - beta2**t),
+            "lead": beta2 * (1 - beta1**t) / (1 - beta2**t),
             "debias3": (1 - beta3**t) ** -0.5,
             "later": choose(t == 1, 0.0, 1.0),
-            "proximal": 1 / (1 + h.lr * h.weight_decay),
+            **proximal,
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "decoupled" if h.no_prox else "own"
+        return "decoupled" if h.no_prox else "after"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        change = scale(g + s.neg_pre_grad, k.later)
-        assign(s.neg_pre_grad, -g)
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
+        change = scale(s.neg_pre_grad.add_(g), k.later)
         m = ema(s.exp_avg, g, k.weight1)
         ema(s.exp_avg_diff, change, k.weight2)
-        ema_sq(s.exp_avg_sq, plus(g, change, k.beta2), k.weight3)
-        u = plus(shape_direction(m, g, k) * k.debias1, s.exp_avg_diff, k.lead)
-        u = u / root(s.exp_avg_sq, k.debias3, k.eps)
-        if k.no_prox:
-            decay_weights(p, u, k)
-        add_scaled(p, u, -k.lr)
-        if not k.no_prox:
-            scale(p, k.proximal)
+        ema_sq(s.exp_avg_sq, accumulate(change, k.beta2, g), k.weight3)
+        assign(s.neg_pre_grad, g).neg_()
+        ahead = plus(shape_direction(m, g, k), s.exp_avg_diff, k.lead)
+        return adam_ratio(ahead, s.exp_avg_sq, k.debias3, k.eps) * k.debias1

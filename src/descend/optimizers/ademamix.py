@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
+from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, Positive, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.terms import Quotient, adam_ratio, choose, ema, ema_sq, least, plus
 
@@ -53,25 +54,16 @@ class AdEMAMix(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        alpha: float = 2.0,
-        beta3_warmup: int | None = None,
-        alpha_warmup: int | None = None,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        lr: Lr = 1e-3,
+        betas: tuple[Beta, Beta, Beta] = (0.9, 0.999, 0.9999),
+        alpha: NonNegative = 2.0,
+        beta3_warmup: Annotated[Positive | None, ActsWith("alpha")] = None,
+        alpha_warmup: Annotated[Positive | None, ActsWith("alpha")] = None,
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        slow = dict(alpha=alpha, beta3_warmup=beta3_warmup, alpha_warmup=alpha_warmup)
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **slow), **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if not 0 <= h.alpha < math.inf:
-            raise ValueError(f"alpha={h.alpha!r}, expected a finite number >= 0")
-        for name in ("beta3_warmup", "alpha_warmup"):
-            if getattr(h, name) is not None and not getattr(h, name) > 0:
-                raise ValueError(f"{name}={getattr(h, name)!r}, expected a number of steps > 0, or None")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

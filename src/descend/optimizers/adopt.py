@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
+from descend.engine.text import decay_amount
 from descend.terms import choose, ema, ema_sq
 
 
@@ -50,16 +52,15 @@ class Adopt(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.9999),
-        eps: float = 1e-6,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.9999),
+        eps: NonNegative = 1e-6,
         clip_exp: float | None = 0.333,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
+        weight_decay: WeightDecay = 0.0,
+        decoupled: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, betas=betas, eps=eps, clip_exp=clip_exp, weight_decay=weight_decay, decoupled=decoupled)
-        super().__init__(params, own, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -77,9 +78,7 @@ class Adopt(Optimizer):
         if h.clip_exp is not None:
             scalars["bound"] = choose(t == 1, 0.0, (t - 1) ** h.clip_exp)
         if h.decoupled:
-            amount = h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr
-            amount = amount * h.weight_decay * started
-            scalars |= {"decay_amount": amount, "decay_factor": 1 - amount}
+            scalars["decay_amount"] = decay_amount(h) * started
         return scalars
 
     @staticmethod
@@ -88,9 +87,9 @@ class Adopt(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        u = g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)
+        u = g / torch.sqrt(s.exp_avg_sq).clamp_min_(k.eps)
         if k.clip_exp is not None:
-            u = torch.clamp(u, -k.bound, k.bound)
+            u.clamp_(-k.bound, k.bound)
         ema(s.exp_avg, u, k.weight1)
         ema_sq(s.exp_avg_sq, g, k.weight2)
         return s.exp_avg

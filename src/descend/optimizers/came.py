@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.ranges import Beta, Lr, NonNegative, Positive, WeightDecay, own
 from descend.engine.slots import Slot, signed
 from descend.optimizers.adafactor import factored_root, factored_slots, spread
 from descend.terms import bounded, clip_ratio, ema
@@ -53,20 +54,14 @@ class CAME(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 2e-4,
-        eps: tuple[float, float] = (1e-30, 1e-16),
-        clip_threshold: float = 1.0,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        weight_decay: float = 0.0,
+        lr: Lr = 2e-4,
+        eps: tuple[NonNegative, NonNegative] = (1e-30, 1e-16),
+        clip_threshold: Positive = 1.0,
+        betas: tuple[Beta, Beta, Beta] = (0.9, 0.999, 0.9999),
+        weight_decay: WeightDecay = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, eps=eps, clip_threshold=clip_threshold, betas=betas, weight_decay=weight_decay)
-        super().__init__(params, own, **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if len(h.eps) != 2 or not all(eps >= 0 for eps in h.eps):
-            raise ValueError(f"eps={h.eps!r}, expected two numbers >= 0")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import COUPLED_DECAY, OWN_STEP, Common
+from descend.engine.options import COUPLED_DECAY, OWN_STEP, Common, if_averaged
+from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
-from descend.terms import add_product, add_scaled, assign, choose, ema, ema_sq, most, scale
+from descend.terms import Quotient, add_product, add_scaled, assign, choose, ema, ema_sq, most, running_max, scale
 
 
 class Adagrad(Optimizer):
@@ -45,20 +46,20 @@ class Adagrad(Optimizer):
         Duchi, Hazan, Singer, Adaptive Subgradient Methods for Online Learning and Stochastic Optimization, JMLR 2011.
     """
 
+    acts_with: ClassVar = if_averaged()
     refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-2,
-        lr_decay: float = 0,
-        weight_decay: float = 0,
-        initial_accumulator_value: float = 0,
-        eps: float = 1e-10,
+        lr: Lr = 1e-2,
+        lr_decay: NonNegative = 0,
+        weight_decay: WeightDecay = 0,
+        initial_accumulator_value: NonNegative = 0,
+        eps: NonNegative = 1e-10,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, eps=eps)
-        super().__init__(params, {**own, "initial_accumulator_value": initial_accumulator_value}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -73,9 +74,9 @@ class Adagrad(Optimizer):
         return "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         add_product(s.sum, g, g, 1.0)
-        return g / torch.sqrt(s.sum).add_(k.eps)
+        return Quotient(g, torch.sqrt(s.sum).add_(k.eps))
 
 
 class Adadelta(Optimizer):
@@ -107,18 +108,19 @@ class Adadelta(Optimizer):
         Zeiler, ADADELTA: An Adaptive Learning Rate Method, 2012, arXiv 1212.5701.
     """
 
+    acts_with: ClassVar = if_averaged()
     refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0,
+        lr: Lr = 1.0,
+        rho: Fraction = 0.9,
+        eps: NonNegative = 1e-6,
+        weight_decay: WeightDecay = 0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, rho=rho, eps=eps, weight_decay=weight_decay), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -173,13 +175,13 @@ class Adamax(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        lr: Lr = 2e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -194,10 +196,10 @@ class Adamax(Optimizer):
         return "coupled"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         ema(s.exp_avg, g, k.weight1)
-        assign(s.exp_inf, torch.maximum(s.exp_inf * k.beta2, torch.abs(g).add_(k.eps)))
-        return s.exp_avg / s.exp_inf
+        running_max(s.exp_inf.mul_(k.beta2), torch.abs(g).add_(k.eps))
+        return Quotient(s.exp_avg, s.exp_inf)
 
 
 class ASGD(Optimizer):
@@ -229,6 +231,7 @@ class ASGD(Optimizer):
         Polyak, Juditsky, Acceleration of Stochastic Approximation by Averaging, SIAM J. Control Optim. 1992.
     """
 
+    acts_with: ClassVar = if_averaged()
     refused: ClassVar[Mapping[str, str]] = {**COUPLED_DECAY, **OWN_STEP}
 
     carried: ClassVar[Mapping[str, float]] = {"eta": 0.0, "mu": 1.0}
@@ -236,14 +239,14 @@ class ASGD(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-2,
-        lambd: float = 1e-4,
-        alpha: float = 0.75,
-        t0: float = 1e6,
-        weight_decay: float = 0,
+        lr: Lr = 1e-2,
+        lambd: NonNegative = 1e-4,
+        alpha: Fraction = 0.75,
+        t0: NonNegative = 1e6,
+        weight_decay: WeightDecay = 0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -262,6 +265,7 @@ class ASGD(Optimizer):
 
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        # A door of its own: the average takes the parameter in after its step.
         d = shape_direction(g, g, k)
         add_scaled(scale(p, k.shrink), d, -k.eta_now)
         ema(s.ax, p, k.mu_now)
@@ -293,17 +297,21 @@ class Rprop(Optimizer):
         Riedmiller, Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The RPROP Algorithm, 1993.
     """
 
+    acts_with: ClassVar = {
+        "grams": (ActsWith(why="the step has the gradient's sign anyway"),),
+        "adaptive_grad_clip": (Needs(why="it reads the sign of the gradient, not its size"),),
+    }
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(COUPLED_DECAY, "it has no weight decay")
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-2,
-        etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50),
+        lr: Lr = 1e-2,
+        etas: tuple[Annotated[float, Range(gt=0, lt=1)], Annotated[float, Range(gt=1)]] = (0.5, 1.2),
+        step_sizes: tuple[NonNegative, NonNegative] = (1e-6, 50),
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, etas=etas, step_sizes=step_sizes), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -321,12 +329,9 @@ class Rprop(Optimizer):
 
     @staticmethod
     def check(h: Any) -> None:
-        shrink, grow = h.etas
         least, largest = h.step_sizes
-        if not 0 < shrink < 1 < grow:
-            raise ValueError(f"etas={h.etas!r}, expected 0 < etas[0] < 1 < etas[1]")
-        if not 0 <= least <= largest:
-            raise ValueError(f"step_sizes={h.step_sizes!r}, expected 0 <= least <= largest")
+        if least > largest:
+            raise ValueError(f"step_sizes={h.step_sizes!r}, expected the least size first")
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Count, Fraction, Lr, Needs, NonNegative, Not, Range, WeightDecay, own
 from descend.engine.slots import Slot, signed
 from descend.engine.tensorlist import TensorList
 from descend.linear import orthonormal, product, transpose
 from descend.optimizers.adam import bias_correction
-from descend.optimizers.routed import MatrixRule, as_matrices, check_whole, from_matrices, matrices_shape
+from descend.optimizers.routed import MatrixRule, as_matrices, from_matrices, matrices_shape
 from descend.randomness import normal
 from descend.terms import accumulate, assign
 
@@ -72,40 +73,25 @@ class Dion(MatrixRule):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 0.01,
-        mu: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.01,
-        rank_fraction: float = 1.0,
-        rank_multiple_of: int = 1,
-        eps: float = 1e-8,
+        lr: Lr = 0.01,
+        mu: Fraction = 0.95,
+        betas: Betas = (0.9, 0.95),
+        weight_decay: WeightDecay = 0.01,
+        rank_fraction: Annotated[float, Range(gt=0, le=1)] = 1.0,
+        rank_multiple_of: Annotated[Count, Needs(rank_fraction=Not(1))] = 1,
+        eps: NonNegative = 1e-8,
         *,
-        power_iters: int = 1,
-        fallback_lr_scale: float = 1.0,
+        power_iters: Count = 1,
+        fallback_lr_scale: NonNegative = 1.0,
         fallback: str | None = None,
         fallback_options: Mapping[str, Any] | None = None,
         use_fallback: bool = False,
-        split: int = 1,
+        split: Count = 1,
         stacked: bool = False,
         seed: int = 0,
         **common: Unpack[Common],
     ) -> None:
-        step = dict(lr=lr, mu=mu, betas=betas, weight_decay=weight_decay, eps=eps, power_iters=power_iters, seed=seed)
-        rank = dict(rank_fraction=rank_fraction, rank_multiple_of=rank_multiple_of)
-        route: dict[str, Any] = dict(
-            fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, split=split, stacked=stacked
-        )
-        route |= dict(fallback=fallback, fallback_options=fallback_options)
-        super().__init__(params, {**step, **rank, **route}, **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        for name in ("rank_multiple_of", "power_iters", "split"):
-            check_whole(name, getattr(h, name))
-        if not 0 < h.rank_fraction <= 1:
-            raise ValueError(f"rank_fraction={h.rank_fraction!r}, expected a number in (0, 1]")
-        if not 0 <= h.mu <= 1:
-            raise ValueError(f"mu={h.mu!r}, expected a number in [0, 1]")
+        super().__init__(params, own(locals()), **common)
 
     @classmethod
     def serves(cls, h: Any, p: Tensor) -> bool:

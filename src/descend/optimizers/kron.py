@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,22 +12,23 @@ from typing_extensions import Unpack
 
 from descend.engine.executors import loop
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.optimizer import Decay
+from descend.engine.options import Common, Dtype, if_decoupled
+from descend.engine.ranges import ActsWith, Lr, Needs, NonNegative, Not, Positive, Range, WeightDecay, own
 from descend.engine.slots import Slot
-from descend.engine.text import has_stages, take
 from descend.linear import along, gram, over_triangular, spectral_bound, transpose
+from descend.optimizers.routed import Preconditioned
 from descend.randomness import normal, uniform
-from descend.terms import add_scaled, ema, finite_else, plus
+from descend.terms import add_scaled, ema, finite_else
 
-Probability = float | Callable[[float], float] | None
+Probability = Annotated[float, Range(gt=0, le=1)] | Callable[[float], float] | None
 
 _TINY = 2.0**-126
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 _PROBE, _BALANCE, _DECAY = range(3)
 
 
-class Kron(Optimizer):
+class Kron(Preconditioned):
     """PSGD with Kronecker factors Q_L, Q_R, upper triangular.
 
     ::
@@ -40,7 +41,7 @@ class Kron(Optimizer):
 
     Tensors of more dimensions have a factor for each. A factor is a diagonal where its dimension is 1 or larger than
     max_size_triangular, where the tensor has fewer than min_ndim_triangular dimensions, or to save memory. Factors are
-    fitted at every of the first 500 steps and then ever more rarely, down to 3 in 100; about every hundredth fit
+    fitted at every of the first 500 steps and then less and less often, down to 3 steps in 100; about every hundredth fit
     first brings their largest elements to one size.
 
     Args:
@@ -66,6 +67,10 @@ class Kron(Optimizer):
         stochastic_weight_decay: multiply weight_decay by a random number between 0 and 2 at every step.
         deterministic: accepted for timm's sake and without effect: random numbers are always repeatable.
         seed: of the random numbers; they depend on it, the step, and a tensor's size and element, and on nothing else.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those with diagonal factors alone.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`. The corrected and the cautious weight decay act with
             ``decoupled_decay``.
 
@@ -83,7 +88,7 @@ class Kron(Optimizer):
         Lie-Group Preconditioners, 2024, arXiv 2402.04553. Options and schedule as in timm.
     """
 
-    reach: ClassVar[Reach] = "matrix"
+    acts_with: ClassVar = if_decoupled("decoupled_decay")
     carried: ClassVar = {"update_counter": 0.0}
     structural: ClassVar[frozenset[str]] = frozenset(
         ("max_size_triangular", "min_ndim_triangular", "flatten_start_dim", "flatten_end_dim", "seed")
@@ -93,62 +98,43 @@ class Kron(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        lr: Lr = 1e-3,
+        momentum: Annotated[float, Range(ge=0, lt=1, why="at 1 nothing would ever move")] = 0.9,
+        weight_decay: WeightDecay = 0.0,
         preconditioner_update_probability: Probability = None,
-        max_size_triangular: int = 2048,
-        min_ndim_triangular: int = 2,
-        memory_save_mode: str | None = None,
-        momentum_into_precond_update: bool = True,
-        precond_lr: float = 0.1,
-        precond_init_scale: float = 1.0,
-        mu_dtype: torch.dtype | str | None = None,
-        precond_dtype: torch.dtype | str | None = None,
-        decoupled_decay: bool = False,
+        max_size_triangular: Annotated[int, ActsWith(memory_save_mode=Not("all_diag"))] = 2048,
+        min_ndim_triangular: Annotated[int, ActsWith(memory_save_mode=Not("all_diag"))] = 2,
+        memory_save_mode: Literal["one_diag", "smart_one_diag", "all_diag"] | None = None,
+        momentum_into_precond_update: Annotated[bool, ActsWith("momentum")] = True,
+        precond_lr: NonNegative = 0.1,
+        precond_init_scale: Positive = 1.0,
+        mu_dtype: Dtype | None = None,
+        precond_dtype: Dtype | None = None,
+        decoupled_decay: Annotated[bool, ActsWith("weight_decay")] = False,
         *,
         flatten: bool = False,
-        flatten_start_dim: int = 2,
-        flatten_end_dim: int = -1,
-        stochastic_weight_decay: bool = False,
-        deterministic: bool = False,
+        flatten_start_dim: Annotated[int, ActsWith("flatten")] = 2,
+        flatten_end_dim: Annotated[int, ActsWith("flatten")] = -1,
+        stochastic_weight_decay: Annotated[bool, ActsWith("weight_decay")] = False,
+        deterministic: Annotated[bool, ActsWith(why="random numbers are always repeatable")] = False,
         seed: int = 1337,
+        fallback: str | None = None,
+        fallback_options: Annotated[Mapping[str, Any] | None, Needs("fallback")] = None,
+        fallback_lr_scale: Annotated[NonNegative, Needs("fallback")] = 1.0,
         **common: Unpack[Common],
     ) -> None:
-        step = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed, deterministic=deterministic)
-        shape = dict(max_size_triangular=max_size_triangular, min_ndim_triangular=min_ndim_triangular)
-        factors = dict(memory_save_mode=memory_save_mode, precond_lr=precond_lr, precond_init_scale=precond_init_scale)
-        fit = dict(
-            preconditioner_update_probability=preconditioner_update_probability,
-            momentum_into_precond_update=momentum_into_precond_update,
-            mu_dtype=mu_dtype,
-            precond_dtype=precond_dtype,
-        )
-        decay = dict(decoupled_decay=decoupled_decay, stochastic_weight_decay=stochastic_weight_decay)
-        flat = dict(flatten=flatten, flatten_start_dim=flatten_start_dim, flatten_end_dim=flatten_end_dim)
-        super().__init__(params, {**step, **shape, **factors, **fit, **decay, **flat}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def check(h: Any) -> None:
-        if h.momentum == 1:
-            raise ValueError(f"momentum={h.momentum!r}, expected a number in [0, 1): nothing would ever move")
-        if h.memory_save_mode not in (None, "one_diag", "smart_one_diag", "all_diag"):
+        if h.fallback is not None and h.memory_save_mode == "all_diag":
             raise ValueError(
-                f"memory_save_mode={h.memory_save_mode!r}, expected None, 'one_diag', 'smart_one_diag' or 'all_diag'"
+                f"fallback={h.fallback!r} with memory_save_mode='all_diag', which leaves no matrix to Kron"
             )
-        given = h.preconditioner_update_probability
-        if not (given is None or callable(given) or (isinstance(given, (int, float)) and 0 < given <= 1)):
-            raise ValueError(
-                f"preconditioner_update_probability={given!r}, expected None, a function of the step, or a number in (0, 1]"
-            )
-        for name in Kron.structural:
-            if not isinstance(getattr(h, name), int):
-                raise ValueError(f"{name}={getattr(h, name)!r}, expected an integer")
-        if not h.precond_init_scale > 0:
-            raise ValueError(f"precond_init_scale={h.precond_init_scale!r}, expected a number > 0")
-        for name in ("mu_dtype", "precond_dtype"):
-            if _dtype(getattr(h, name)) not in (None, *_DTYPES.values()):
-                raise ValueError(f"{name}={getattr(h, name)!r}, expected None or one of {sorted(_DTYPES)}")
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return not all(diagonals(h, flattened(h, p)))
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -181,31 +167,21 @@ class Kron(Optimizer):
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "decoupled" if h.decoupled_decay else "own"
-
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        u = cls.direction(p, g, s, k)
-        if k.decay == "own":
-            u = plus(u, p, k.decay_share * k.weight_decay)
-        else:
-            amount = k.decay_share * k.decay_amount
-            k = k.but(decay_amount=amount, decay_factor=1 - amount)
-        take(p, u, finite_else(g, 0.0) if has_stages(k) else g, k)
+        return "decoupled" if h.decoupled_decay else "direction"
 
     @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        m = ema(s.momentum_buffer, finite_else(g, 0.0), k.pull).reshape(k.flat) * k.debias
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> tuple[Tensor, Any]:
+        m = ema(s.momentum_buffer, g, k.pull).reshape(k.flat) * k.debias
         factors = [getattr(s, f"Q_{i}") for i in range(len(k.flat))]
         if k.balances and len(factors) > 1:
             balance(factors)
         if k.fits:
-            fit(factors, m if k.momentum_into_precond_update else finite_else(g, 0.0).reshape(k.flat), k)
+            fit(factors, m if k.momentum_into_precond_update else g.reshape(k.flat), k)
         u = m
         for i, q in enumerate(factors):
             u = times(times(u, q, i, k), q, i, k, transposed=True)
         u = u * torch.clamp(1.1 / (k.rms(u) + 1e-8), max=1.0)
-        return u.reshape(k.shape)
+        return u.reshape(k.shape), k.decay_share * (k.decay_amount if k.decay == "decoupled" else k.weight_decay)
 
 
 def flattened(h: Any, p: Tensor) -> tuple[int, ...]:
@@ -276,9 +252,10 @@ def probe(like: Tensor, k: Known) -> Tensor:
     """Standard normal numbers, made in pieces, since their integers take more memory than they do."""
     numbers = torch.empty_like(like, memory_format=torch.contiguous_format).view(-1)
     size = numbers.numel()
-    for start in range(0, size, loop.CHUNK):
-        index = torch.arange(start, min(start + loop.CHUNK, size), device=like.device)
-        numbers[start : start + loop.CHUNK].copy_(normal(index, k.seed, int(k.t), size, _PROBE))
+    many = loop.CHUNK // 8  # several of them as integers, which are twice as long
+    for start in range(0, size, many):
+        index = torch.arange(start, min(start + many, size), device=like.device)
+        numbers[start : start + many].copy_(normal(index, k.seed, int(k.t), size, _PROBE))
     return numbers.view(like.shape)
 
 

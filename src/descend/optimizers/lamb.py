@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import OWN_STEP, Common
+from descend.engine.options import OWN_STEP, Common, if_decoupled
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, Positive, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, shaped
 from descend.optimizers.adam import bias_correction
-from descend.terms import accumulate, adam_ratio, add_product, clip_ratio, either, ema_sq, plus, trust_ratio, value_of
+from descend.terms import Quotient, accumulate, adam_ratio, clip_ratio, either, ema_sq, trust_ratio
 
 
 class Lamb(Optimizer):
@@ -54,6 +54,7 @@ class Lamb(Optimizer):
         Steps are counted for each parameter; timm counts them for each group.
     """
 
+    acts_with: ClassVar = if_decoupled("decoupled_decay")
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
     waits_for_all: ClassVar[str] = "set max_grad_norm=None, which otherwise is the norm of all gradients together"
 
@@ -62,23 +63,20 @@ class Lamb(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
+        lr: Lr = 1e-3,
         bias_correction: bool = True,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-6,
+        weight_decay: WeightDecay = 0.01,
         grad_averaging: bool = True,
-        max_grad_norm: float | None = 1.0,
-        trust_clip: bool = False,
-        always_adapt: bool = False,
+        max_grad_norm: Positive | None = 1.0,
+        trust_clip: Annotated[bool, ActsWith("weight_decay") | ActsWith("always_adapt")] = False,
+        always_adapt: Annotated[bool, ActsWith(weight_decay=0)] = False,
         *,
-        decoupled_decay: bool = False,
+        decoupled_decay: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, bias_correction=bias_correction, betas=betas, eps=eps, weight_decay=weight_decay)
-        trust = dict(trust_clip=trust_clip, always_adapt=always_adapt, decoupled_decay=decoupled_decay)
-        own = {**adam, "grad_averaging": grad_averaging, "max_grad_norm": max_grad_norm, **trust}
-        super().__init__(params, own, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -94,22 +92,19 @@ class Lamb(Optimizer):
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "decoupled" if h.decoupled_decay else "own"
+        return "decoupled" if h.decoupled_decay else "direction"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Quotient:
         if k.max_grad_norm is not None:
             g = g / clip_ratio(k.overall_norm(g), k.max_grad_norm)
         accumulate(s.exp_avg, k.beta1, g, k.weight3)
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        d = shaped(adam_ratio(s.exp_avg, s.exp_avg_sq, k.debias2 / k.debias1, k.eps / k.debias1), g, k)
-        if k.decoupled_decay:
-            decay_weights(p, d, k)
-            u = value_of(d)
-        else:
-            u = plus(value_of(d), p, k.weight_decay)
-        p_norm, u_norm = k.norms(p, u)
-        ratio = trust_ratio(p_norm, u_norm)
+        return adam_ratio(s.exp_avg, s.exp_avg_sq, k.debias2, k.eps) * k.debias1
+
+    @staticmethod
+    def rescale(p: Tensor, u: Tensor, k: Known) -> Any:
+        ratio = trust_ratio(*k.norms(p, u))
         if k.trust_clip:
             ratio = torch.clamp(ratio, max=1.0)
-        add_product(p, u, either(k.adapts, ratio, 1.0), -k.lr)
+        return either(k.adapts, ratio, 1.0)

@@ -9,11 +9,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Optimizer
+from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_STEP, Common
+from descend.engine.ranges import Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, shape_direction
-from descend.terms import accumulate, add_scaled, choose, ema_sq, root
+from descend.terms import accumulate, adam_ratio, choose, ema_sq
 
 
 class LaProp(Optimizer):
@@ -53,13 +53,13 @@ class LaProp(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 4e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-15,
-        weight_decay: float = 0.0,
+        lr: Lr = 4e-4,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-15,
+        weight_decay: WeightDecay = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -77,10 +77,11 @@ class LaProp(Optimizer):
             "step_size": choose(moving, h.lr / choose(moving, c.exp_avg_lr_1, 1.0), 0.0),
         }
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "after"
+
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         ema_sq(s.exp_avg_sq, g, k.weight2)
-        accumulate(s.exp_avg, k.beta1, g / root(s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)
-        d = shape_direction(s.exp_avg, g, k)
-        add_scaled(p, d, -k.step_size)
-        decay_weights(p, d, k)
+        return accumulate(s.exp_avg, k.beta1, adam_ratio(g, s.exp_avg_sq, k.debias2, k.eps), k.rate_inside)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Lr, WeightDecay, own
 from descend.engine.slots import Slot, signed
 from descend.terms import blend, ema
 
@@ -44,12 +44,12 @@ class Lion(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        lr: Lr = 1e-4,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: WeightDecay = 0.0,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -61,6 +61,6 @@ class Lion(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        u = torch.sign(blend(s.exp_avg, g, k.weight1))
+        u = blend(s.exp_avg, g, k.weight1).sign_()
         ema(s.exp_avg, g, k.weight2)
         return u

@@ -12,6 +12,7 @@ from torch import Tensor
 from descend.engine.master_weights import read, write
 from descend.engine.optimizer import Optimizer, rehearses
 from descend.engine.options import plain
+from descend.engine.ranges import Count, Fraction, declared
 from descend.engine.sharding.layout import fresh, full, layout_of, local
 from descend.engine.slots import position, state_dtype
 from descend.engine.unwrapped import unwrapped
@@ -57,7 +58,7 @@ class Lookahead(Wrapper):
 
     own_options: ClassVar[tuple[str, ...]] = ("lookahead_alpha", "lookahead_k", "lookahead_step")
 
-    def __init__(self, base_optimizer: torch.optim.Optimizer, alpha: float = 0.5, k: int = 6) -> None:
+    def __init__(self, base_optimizer: torch.optim.Optimizer, alpha: Fraction = 0.5, k: Count = 6) -> None:
         super().__init__(
             base_optimizer, {"lookahead_alpha": plain(alpha), "lookahead_k": plain(k), "lookahead_step": 0}
         )
@@ -70,11 +71,9 @@ class Lookahead(Wrapper):
 
     @classmethod
     def _check(cls, group: Mapping[str, Any]) -> None:
-        alpha, k = plain(group["lookahead_alpha"]), plain(group["lookahead_k"])
-        if not (isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0):
-            raise ValueError(f"Lookahead: alpha={alpha!r}, expected a number in [0, 1]")
-        if not (isinstance(k, int) and k >= 1):
-            raise ValueError(f"Lookahead: k={k!r}, expected an integer >= 1")
+        for name in ("alpha", "k"):
+            if wrong := declared(cls)[name].fault(plain(group[f"lookahead_{name}"])):
+                raise ValueError(f"Lookahead: {wrong}")
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
+from descend.engine.ranges import ActsWith, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, position, positive, signed
 from descend.engine.text import has_stages, shape_direction
 from descend.terms import Quotient, add_product, add_scaled, assign, cube_root, ema, plus, scale
@@ -49,20 +50,20 @@ class MADGRAD(Optimizer):
         Stochastic Optimization, 2021, arXiv 2101.11075.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("momentum"))
     refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-2,
-        momentum: float = 0.9,
-        weight_decay: float = 0,
-        eps: float = 1e-6,
-        decoupled_decay: bool = False,
+        lr: Lr = 1e-2,
+        momentum: Annotated[float, Range(ge=0, lt=1, why="at 1 the parameter would never move")] = 0.9,
+        weight_decay: WeightDecay = 0,
+        eps: NonNegative = 1e-6,
+        decoupled_decay: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, eps=eps, decoupled_decay=decoupled_decay)
-        super().__init__(params, own, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -77,13 +78,9 @@ class MADGRAD(Optimizer):
     def decay(h: Any) -> Decay:
         return "decoupled" if h.decoupled_decay else "coupled"
 
-    @staticmethod
-    def check(h: Any) -> None:
-        if h.momentum == 1:
-            raise ValueError("momentum=1, expected a number in [0, 1): the parameter would never move")
-
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+        # A door of its own: the parameter is drawn to a point z that is found from x0, not from the parameter.
         if k.decay == "decoupled":
             scale(p, k.decay_factor)
         x0 = s.x0 if "x0" in s else plus(p, Quotient(s.s, cube_root(s.grad_sum_sq, k.eps)), 1.0)

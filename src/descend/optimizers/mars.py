@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +12,11 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import shape_direction
 from descend.optimizers.adam import moments
-from descend.terms import add_scaled, assign, choose, clip_ratio, ema, ema_sq, plus, root
+from descend.terms import assign, choose, clip_ratio, ema, ema_sq, plus, root
 
 
 class Mars(Optimizer):
@@ -57,24 +58,24 @@ class Mars(Optimizer):
     refused: ClassVar[Mapping[str, str]] = {**OWN_DECAY, **OWN_STEP}
 
     reach: ClassVar[Reach] = "tensor"
+    own_stages: ClassVar[bool] = True
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        gamma: float = 0.025,
-        mars_type: str = "adamw",
+        lr: Lr = 3e-3,
+        betas: Betas = (0.9, 0.99),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        gamma: NonNegative = 0.025,
+        mars_type: Literal["adamw", "lion"] = "adamw",
         optimize_1d: bool = False,
-        lr_1d_factor: float = 1.0,
-        betas_1d: tuple[float, float] | None = None,
+        lr_1d_factor: Annotated[NonNegative, ActsWith(optimize_1d=False)] = 1.0,
+        betas_1d: Betas | None = None,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, gamma=gamma, mars_type=mars_type)
-        vectors = dict(optimize_1d=optimize_1d, lr_1d_factor=lr_1d_factor, betas_1d=betas_1d or betas)
-        super().__init__(params, {**adam, **vectors}, **common)
+        betas_1d = betas_1d or betas
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def traits(h: Any, p: Tensor) -> dict[str, Any]:
@@ -97,36 +98,28 @@ class Mars(Optimizer):
             "vector_weight2": 1 - vector2,
             "vector_debias1": 1 / (1 - vector1**t),
             "vector_debias2": (1 - vector2**t) ** -0.5,
-            "vector_lr": h.lr * h.lr_1d_factor,
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "own"
+        return "direction"
 
     @staticmethod
-    def check(h: Any) -> None:
-        if h.mars_type not in ("adamw", "lion"):
-            raise ValueError(f"mars_type={h.mars_type!r}, expected 'adamw' or 'lion'")
-        if h.betas_1d is not None and len(h.betas_1d) != 2:
-            raise ValueError(f"betas_1d={h.betas_1d!r} has {len(h.betas_1d)} values, expected 2")
-
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         if not k.reduces:
             moments(g, s, k, (k.vector_weight1, k.vector_weight2))
             m = shape_direction(s.exp_avg, g, k)
-            u = m * k.vector_debias1 / root(s.exp_avg_sq, k.vector_debias2, k.eps)
             assign(s.last_grad, g)
-            add_scaled(p, plus(u, p, k.weight_decay), -k.vector_lr)
-            return
+            return m * k.vector_debias1 / root(s.exp_avg_sq, k.vector_debias2, k.eps)
         c = plus(g, g - s.last_grad, k.change)
         c = c / clip_ratio(k.norm(c), 1.0)
         assign(s.last_grad, g)
         m = shape_direction(ema(s.exp_avg, c, k.weight1), g, k)
         if k.mars_type == "lion":
-            u = torch.sign(m)
-        else:
-            ema_sq(s.exp_avg_sq, c, k.weight2)
-            u = m * k.debias1 / root(s.exp_avg_sq, k.debias2, k.eps)
-        add_scaled(p, plus(u, p, k.weight_decay), -k.lr)
+            return torch.sign(m)
+        ema_sq(s.exp_avg_sq, c, k.weight2)
+        return m * k.debias1 / root(s.exp_avg_sq, k.debias2, k.eps)
+
+    @staticmethod
+    def rescale(p: Tensor, u: Tensor, k: Known) -> Any:
+        return 1.0 if k.reduces else k.lr_1d_factor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.options import Common
+from descend.engine.ranges import ActsWith, Beta, Betas, Count, Fraction, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import has_stages
 from descend.engine.unwrapped import unwrapped
 from descend.optimizers.adam import bias_correction
-from descend.optimizers.routed import MatrixRule, as_matrices, check_whole, from_matrices, matrices_shape
+from descend.optimizers.routed import MatrixRule, as_matrices, from_matrices, matrices_shape
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
 from descend.terms import blend, ema, ema_sq, root
 
@@ -33,9 +34,6 @@ class _Orthogonal(MatrixRule):
     @staticmethod
     def check(h: Any) -> None:
         coefficient_sequence(h.ns_coefficients, h.ns_steps)
-        if h.ns_dtype not in (None, *NS_DTYPES):
-            raise ValueError(f"ns_dtype={h.ns_dtype!r}, expected None, 'bfloat16' or 'float32'")
-        check_whole("split", h.split)
 
     @classmethod
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
@@ -112,21 +110,21 @@ class Muon(_Orthogonal):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 0.02,
-        weight_decay: float = 0,
-        momentum: float = 0.95,
+        lr: Lr = 0.02,
+        weight_decay: WeightDecay = 0,
+        momentum: Fraction = 0.95,
         nesterov: bool = False,
-        ns_steps: int = 5,
+        ns_steps: Count = 5,
         ns_coefficients: Coefficients = "quintic",
-        eps: float = 1e-7,
+        eps: NonNegative = 1e-7,
         safety_factor: float = 1.0,
         adjust_lr_fn: str | None = "match_rms_adamw",
-        conv_mode: str = "flatten",
-        normalize_spatial: bool = True,
+        conv_mode: Literal["flatten", "batched"] = "flatten",
+        normalize_spatial: Annotated[bool, ActsWith(conv_mode="batched")] = True,
         adamw_lr: float | None = None,
-        fallback_lr_scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.95),
-        algo: str = "muon",
+        fallback_lr_scale: NonNegative = 1.0,
+        betas: Betas = (0.9, 0.95),
+        algo: Literal["muon", "adamuon"] = "muon",
         scale_eps: bool = False,
         *,
         verbose: bool = False,
@@ -134,9 +132,9 @@ class Muon(_Orthogonal):
         fallback_options: Mapping[str, Any] | None = None,
         use_fallback: bool = False,
         use_muon: bool | None = None,
-        split: int = 1,
+        split: Count = 1,
         stacked: bool = False,
-        ns_dtype: str | None = None,
+        ns_dtype: Literal["bfloat16", "float32"] | None = None,
         **common: Unpack[Common],
     ) -> None:
         if adamw_lr is not None:
@@ -145,15 +143,9 @@ class Muon(_Orthogonal):
                     f"Muon: adamw_lr={adamw_lr!r} with lr={lr!r}, expected lr > 0; or use fallback_lr_scale"
                 )
             fallback_lr_scale = adamw_lr / float(lr)
-        step = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, eps=eps, betas=betas)
-        polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, safety_factor=safety_factor, ns_dtype=ns_dtype)
-        shape = dict(adjust_lr_fn=adjust_lr_fn, conv_mode=conv_mode, normalize_spatial=normalize_spatial, split=split)
-        route: dict[str, Any] = dict(
-            fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, use_muon=use_muon, stacked=stacked
-        )
-        route |= dict(fallback=fallback, fallback_options=fallback_options)
-        own = {**step, **polar, **shape, **route, "algo": algo, "scale_eps": scale_eps}
-        super().__init__(params, own, **common)
+        mine = own(locals())
+        del mine["adamw_lr"], mine["verbose"]
+        super().__init__(params, mine, **common)
         if verbose:
             log = logging.getLogger(__name__)
             for i, group in enumerate(self.param_groups):
@@ -163,10 +155,6 @@ class Muon(_Orthogonal):
     @staticmethod
     def check(h: Any) -> None:
         _Orthogonal.check(h)
-        if h.conv_mode not in ("flatten", "batched"):
-            raise ValueError(f"conv_mode={h.conv_mode!r}, expected 'flatten' or 'batched'")
-        if h.algo not in _LR_RULES:
-            raise ValueError(f"algo={h.algo!r}, expected 'muon' or 'adamuon'")
         if h.adjust_lr_fn not in _LR_RULES[h.algo]:
             names = ", ".join(map(repr, _LR_RULES[h.algo]))
             raise ValueError(f"adjust_lr_fn={h.adjust_lr_fn!r} with algo={h.algo!r}, expected one of {names}")
@@ -254,50 +242,31 @@ class NorMuon(_Orthogonal):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 0.02,
-        weight_decay: float = 0,
-        momentum: float = 0.95,
-        beta2: float = 0.95,
+        lr: Lr = 0.02,
+        weight_decay: WeightDecay = 0,
+        momentum: Fraction = 0.95,
+        beta2: Beta = 0.95,
         *,
         nesterov: bool = True,
-        ns_steps: int = 5,
+        ns_steps: Count = 5,
         ns_coefficients: Coefficients = "keller",
-        eps: float = 1e-7,
+        eps: NonNegative = 1e-7,
         safety_factor: float = 1.0,
-        adjust_lr_fn: str | None = "original",
-        row_eps: float = 1e-10,
-        fallback_lr_scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.95),
+        adjust_lr_fn: Literal["original", "match_rms_adamw", "rms_to_rms"] | None = "original",
+        row_eps: NonNegative = 1e-10,
+        fallback_lr_scale: NonNegative = 1.0,
+        betas: Betas = (0.9, 0.95),
         scale_eps: bool = False,
         fallback: str | None = None,
         fallback_options: Mapping[str, Any] | None = None,
         use_fallback: bool = False,
         use_muon: bool | None = None,
-        split: int = 1,
+        split: Count = 1,
         stacked: bool = False,
-        ns_dtype: str | None = None,
+        ns_dtype: Literal["bfloat16", "float32"] | None = None,
         **common: Unpack[Common],
     ) -> None:
-        step = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, eps=eps, betas=betas)
-        polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, safety_factor=safety_factor, ns_dtype=ns_dtype)
-        route: dict[str, Any] = dict(
-            fallback_lr_scale=fallback_lr_scale, use_fallback=use_fallback, use_muon=use_muon, stacked=stacked
-        )
-        route |= dict(fallback=fallback, fallback_options=fallback_options)
-        rows = dict(beta2=beta2, row_eps=row_eps, scale_eps=scale_eps, adjust_lr_fn=adjust_lr_fn, split=split)
-        own = {**step, **polar, **route, **rows}
-        super().__init__(params, own, **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        _Orthogonal.check(h)
-        if not 0 <= h.beta2 < 1:
-            raise ValueError(f"beta2={h.beta2!r}, expected a number in [0, 1)")
-        if not h.row_eps >= 0:
-            raise ValueError(f"row_eps={h.row_eps!r}, expected a number >= 0")
-        if h.adjust_lr_fn not in _LR_RULES["muon"]:
-            names = ", ".join(map(repr, _LR_RULES["muon"]))
-            raise ValueError(f"adjust_lr_fn={h.adjust_lr_fn!r}, expected one of {names}")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import Common
+from descend.engine.options import Common, if_decoupled
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, signed
 from descend.terms import accumulate, add_scaled, running_max
 
@@ -47,23 +48,23 @@ class NvNovoGrad(Optimizer):
         2019, arXiv 1905.11286.
     """
 
+    acts_with: ClassVar = if_decoupled("decoupled_decay")
     reach: ClassVar[Reach] = "tensor"
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.95, 0.98),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.95, 0.98),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0,
         grad_averaging: bool = False,
         amsgrad: bool = False,
         *,
-        decoupled_decay: bool = False,
+        decoupled_decay: Annotated[bool, ActsWith("weight_decay")] = False,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, grad_averaging=grad_averaging)
-        super().__init__(params, {**own, "amsgrad": amsgrad, "decoupled_decay": decoupled_decay}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.ranges import ActsWith, Beta, Betas, Count, Lr, NonNegative, Positive, Range, WeightDecay, own
 from descend.engine.rule import Totals
 from descend.engine.slots import Slot, position, positive, signed
-from descend.engine.text import take
 from descend.terms import accumulate, add_product, assign, choose, either, least, most
 
 # The distance d, the largest estimate of it, the numerator r and the number of steps, as every group keeps them.
@@ -77,43 +77,32 @@ class Prodigy(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float | None = None,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        decouple: bool = True,
+        lr: Lr = 1.0,
+        betas: Betas = (0.9, 0.999),
+        beta3: Beta | None = None,
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        decouple: Annotated[bool, ActsWith("weight_decay")] = True,
         use_bias_correction: bool = False,
         safeguard_warmup: bool = False,
-        d0: float = 1e-6,
-        d_coef: float = 1.0,
-        growth_rate: float = math.inf,
+        d0: Positive = 1e-6,
+        d_coef: Positive = 1.0,
+        growth_rate: Annotated[float, Range(ge=1, le=math.inf)] = math.inf,
         *,
-        slice_p: int = 1,
+        slice_p: Count = 1,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, beta3=beta3, eps=eps, weight_decay=weight_decay, decouple=decouple)
-        flags = dict(use_bias_correction=use_bias_correction, safeguard_warmup=safeguard_warmup)
-        estimate = dict(d0=d0, d_coef=d_coef, growth_rate=growth_rate, slice_p=slice_p)
+        mine = own(locals())
         others: dict[str, Any] = dict(common)
         # Kept in the groups, as the authors do: the estimate is what people log, and part of every checkpoint.
         start = {name: others.pop(name, value) for name, value in zip(_ESTIMATE, (d0, d0, 0.0, 0.0), strict=True)}
-        super().__init__(params, {**adam, **flags, **estimate, **start}, **others)
+        super().__init__(params, {**mine, **start}, **others)
 
     @staticmethod
     def check(h: Any) -> None:
-        if h.beta3 is not None and not 0 <= h.beta3 < 1:
-            raise ValueError(f"beta3={h.beta3!r}, expected a number in [0, 1), or None")
-        for name in ("d0", "d_coef"):
-            if not 0 < getattr(h, name) < math.inf:
-                raise ValueError(f"{name}={getattr(h, name)!r}, expected a finite number > 0")
         for name in _ESTIMATE:
             if not isinstance(getattr(h, name), (int, float, Tensor)):
                 raise ValueError(f"{name}={getattr(h, name)!r}, expected a number")
-        if not h.growth_rate >= 1:
-            raise ValueError(f"growth_rate={h.growth_rate!r}, expected a number >= 1")
-        if not (isinstance(h.slice_p, int) and h.slice_p >= 1):
-            raise ValueError(f"slice_p={h.slice_p!r}, expected an integer >= 1")
         if h.slice_p > 1 and h.fused:
             raise ValueError(f"slice_p={h.slice_p} with fused=True, expected slice_p=1: kernels take whole tensors")
 
@@ -151,15 +140,14 @@ class Prodigy(Optimizer):
             "first": choose(t == 1, 1.0, 0.0),
             "step_size": rate,
             "decay_amount": amount,
-            "decay_factor": 1 - amount,
         }
 
     @staticmethod
     def decay(h: Any) -> Decay:
         return "decoupled" if h.decouple else "coupled"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         some_p, some_g = (p, g) if k.slice_p == 1 else (_every(k.slice_p, p), _every(k.slice_p, g))
         if k.slice_p > 1:
             assign(s.p0, either(k.first, some_p, s.p0))
@@ -168,7 +156,7 @@ class Prodigy(Optimizer):
         accumulate(s.exp_avg, k.kept1, g, k.weight1)
         add_product(s.exp_avg_sq.mul_(k.kept2), g, g, k.weight2)
         d = _estimate(k, k.memory, pairing, size)["d"].to(size.dtype)
-        take(p, s.exp_avg / (torch.sqrt(s.exp_avg_sq) + d * k.eps), g, k)
+        return s.exp_avg / (torch.sqrt(s.exp_avg_sq) + d * k.eps)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with the estimate of the others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,47 +12,45 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import cautious, shape_direction
+from descend.engine.text import cautious, decay_amount, shape_direction
 from descend.optimizers.adam import bias_correction, moments
-from descend.terms import accumulate, add_scaled, blend, plus, root
+from descend.terms import accumulate, blend, plus, root
 
 
-def step_projected(p: Tensor, u: Tensor, g: Tensor, k: Known) -> None:
-    """p ← p − lr·weight_decay·ratio·p − step_size·Π(u), Π without the radial part where p looks scale-free.
+def projected(p: Tensor, u: Tensor, g: Tensor, k: Known) -> Tensor | tuple[Tensor, Any]:
+    """The step u without its radial part where p looks scale-free, and how much of p decays.
 
     Scale-free means that gradient and parameter are nearly orthogonal, max|cos(g, p)| < delta/√n, first in every
     slice of dimension 0 (n elements each), else in the whole tensor; then the ratio of the decay is ``wd_ratio``.
     """
     if k.ndim < 2:
-        u = shape_direction(u, g, k)
-        p.mul_(1 - k.decay_amount)
-    else:
-        u, ratio = project_out(p, u, g, k)
-        p.mul_(1 - ratio * k.decay_amount)
-    add_scaled(p, u, -k.step_size)
+        return shape_direction(u, g, k)
+    u, ratio = project_out(p, u, g, k)
+    return u, ratio * k.decay_amount
 
 
 def project_out(p: Tensor, u: Tensor, g: Tensor, k: Known) -> tuple[Tensor, Tensor]:
     """The step without its radial part, and the factor of weight decay."""
     inner, channels = tuple(range(1, k.ndim)), (0,)
-    by_channel = k.sums_over((g * p, inner), (g * g, inner), (p * p, inner), (u * p, inner))
+    by_channel = k.dots_over(inner, (g, p), (g, g), (p, p), (u, p))
     aligned = _cosine(by_channel, k.eps) >= k.delta / k.count(inner) ** 0.5
     counted = torch.where(aligned, torch.ones_like(by_channel[2]), 0.0)
     *by_layer, above = k.sums_over(*((total, channels) for total in (*by_channel, counted)))
     p_sq = torch.where(above == 0, by_channel[2], by_layer[2])
     projects = (above == 0) | (_cosine(by_layer, k.eps) < k.delta / k.count((*channels, *inner)) ** 0.5)
-    radial = p * torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
+    inverse_sq = torch.where(projects, (torch.sqrt(p_sq) + k.eps) ** -2, 0.0)
 
     def tangential(x: Tensor, along_rows: Tensor, along_all: Tensor) -> Tensor:
         along = torch.where(above == 0, along_rows, along_all)
         # Where a sum overflows, there is no part to leave out.
-        return x - radial * torch.where(torch.isfinite(along), along, 0.0)
+        return x.addcmul(p, inverse_sq * torch.where(torch.isfinite(along), -along, 0.0))
 
     u = tangential(u, by_channel[3], by_layer[3])
     if k.caution:
         u = cautious(u, tangential(g, by_channel[0], by_layer[0]), k)
-        (rows,) = k.sums_over((u * p, inner))
+        (rows,) = k.dots_over(inner, (u, p))
         (whole,) = k.sums_over((rows, channels))
         u = tangential(u, rows, whole)
     return u, torch.where(projects, torch.ones_like(above) * k.wd_ratio, 1.0)
@@ -101,21 +99,21 @@ class AdamP(Optimizer):
 
     reach: ClassVar[Reach] = "rows"
     by_units: ClassVar[bool] = True
+    own_stages: ClassVar[bool] = True
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        delta: float = 0.1,
-        wd_ratio: float = 0.1,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0,
+        delta: NonNegative = 0.1,
+        wd_ratio: Annotated[NonNegative, ActsWith("weight_decay")] = 0.1,
         nesterov: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, {**adam, "delta": delta, "wd_ratio": wd_ratio, "nesterov": nesterov}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -126,11 +124,11 @@ class AdamP(Optimizer):
         corrected = bias_correction(t, h)
         return {**corrected, "gain": corrected["debias1"]}
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | tuple[Tensor, Any]:
         moments(g, s, k)
         m = blend(s.exp_avg, g, k.weight1) if k.nesterov else s.exp_avg
-        step_projected(p, m / root(s.exp_avg_sq, k.debias2, k.eps), g, k)
+        return projected(p, m / root(s.exp_avg_sq, k.debias2, k.eps), g, k)
 
 
 class SGDP(Optimizer):
@@ -167,26 +165,27 @@ class SGDP(Optimizer):
         arXiv 2006.08217.
     """
 
+    acts_with: ClassVar = {"grams": (ActsWith("momentum"),)}
     refused: ClassVar[Mapping[str, str]] = {"cautious_weight_decay": OWN_DECAY["cautious_weight_decay"], **OWN_STEP}
 
     reach: ClassVar[Reach] = "rows"
     by_units: ClassVar[bool] = True
+    own_stages: ClassVar[bool] = True
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: float = 0,
-        nesterov: bool = False,
-        eps: float = 1e-8,
-        delta: float = 0.1,
-        wd_ratio: float = 0.1,
+        lr: Lr,
+        momentum: Annotated[float, Range(ge=0, lt=1, why="the decay is divided by 1 − momentum")] = 0,
+        dampening: Fraction = 0,
+        weight_decay: WeightDecay = 0,
+        nesterov: Annotated[bool, ActsWith("momentum")] = False,
+        eps: NonNegative = 1e-8,
+        delta: NonNegative = 0.1,
+        wd_ratio: Annotated[NonNegative, ActsWith("weight_decay")] = 0.1,
         **common: Unpack[Common],
     ) -> None:
-        sgd = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
-        super().__init__(params, {**sgd, "eps": eps, "delta": delta, "wd_ratio": wd_ratio}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -194,15 +193,9 @@ class SGDP(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        amount = h.lr * h.lr / h.max_lr_snapshot if h.corrected_weight_decay else h.lr
-        return {"decay_amount": amount * h.weight_decay / (1 - h.momentum)}
+        return {"decay_amount": decay_amount(h) / (1 - h.momentum)}
 
     @staticmethod
-    def check(h: Any) -> None:
-        if h.momentum == 1:
-            raise ValueError("momentum=1, expected a number in [0, 1): the decay is divided by 1 − momentum")
-
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor | tuple[Tensor, Any]:
         accumulate(s.momentum, k.momentum, g, 1 - k.dampening)
-        step_projected(p, plus(g, s.momentum, k.momentum) if k.nesterov else s.momentum, g, k)
+        return projected(p, plus(g, s.momentum, k.momentum) if k.nesterov else s.momentum, g, k)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
+from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.optimizers.adam import bias_correction, moments
 from descend.terms import Quotient, adam_ratio, choose, either, rectify
@@ -50,16 +51,15 @@ class RAdam(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0,
         *,
-        decoupled_weight_decay: bool = True,
+        decoupled_weight_decay: Annotated[bool, ActsWith("weight_decay")] = True,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, {**own, "decoupled_weight_decay": decoupled_weight_decay}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

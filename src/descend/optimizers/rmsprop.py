@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import COUPLED_DECAY, Common
+from descend.engine.options import COUPLED_DECAY, Common, if_averaged
+from descend.engine.ranges import ActsWith, Fraction, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.terms import Quotient, accumulate, ema, ema_sq
 
@@ -70,22 +71,22 @@ class RMSpropTF(Optimizer):
         2013, arXiv 1308.0850. V − A² counts as at least 0 here; in timm rounding can make it NaN.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("momentum"))
+
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-2,
-        alpha: float = 0.9,
-        eps: float = 1e-10,
-        weight_decay: float = 0,
-        momentum: float = 0.0,
+        lr: Lr = 1e-2,
+        alpha: Fraction = 0.9,
+        eps: NonNegative = 1e-10,
+        weight_decay: WeightDecay = 0,
+        momentum: Fraction = 0.0,
         centered: bool = False,
-        decoupled_decay: bool = False,
-        lr_in_momentum: bool = True,
+        decoupled_decay: Annotated[bool, ActsWith("weight_decay")] = False,
+        lr_in_momentum: Annotated[bool, ActsWith("momentum")] = True,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered)
-        flags = dict(decoupled_decay=decoupled_decay, lr_in_momentum=lr_in_momentum)
-        super().__init__(params, {**own, **flags}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -106,7 +107,7 @@ class RMSpropTF(Optimizer):
         avg = variance(g, s, k)
         if k.centered:
             avg = avg.clamp_min(0.0)
-        d = Quotient(g, torch.sqrt(avg + k.eps))
+        d = Quotient(g, (avg + k.eps).sqrt_())
         if "momentum_buffer" not in s:
             return d
         return accumulate(s.momentum_buffer, k.momentum, d, k.rate_inside)
@@ -145,21 +146,21 @@ class RMSprop(Optimizer):
         2013, arXiv 1308.0850. V − A² counts as at least 0 here.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("momentum"))
     refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0,
-        momentum: float = 0,
+        lr: Lr = 1e-2,
+        alpha: Fraction = 0.99,
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0,
+        momentum: Fraction = 0,
         centered: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, centered=centered)
-        super().__init__(params, own, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

@@ -1,4 +1,4 @@
-"""Optimizers of hidden matrices that hand every other parameter to AdamW, in one object."""
+"""Rules of matrices that leave every other parameter to another rule, in one object."""
 
 from __future__ import annotations
 
@@ -6,22 +6,55 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from descend.engine.known import Known, State
+from descend.engine.known import Known
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.rule import Rule
 from descend.engine.sharding.layout import processes
 from descend.optimizers.adam import AdamW, NAdamW
-from descend.terms import finite_else
 
 _LEAST_SIZE = 4
 _LARGEST_RATIO = 128
+
+
+class Preconditioned(Optimizer):
+    """The base of SOAP, Shampoo, Kron and Scion: rules of matrices that have a way of their own for all else.
+
+    With ``fallback``, the name of a rule, that rule has every parameter that is no matrix to this one, with its own
+    defaults, this rule's ``lr * fallback_lr_scale`` and ``weight_decay``, and what ``fallback_options`` says.
+    """
+
+    reach: ClassVar[Reach] = "matrix"
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        """Whether the rule treats the parameter as a matrix, or as a tensor of more dimensions."""
+        raise NotImplementedError
+
+    @classmethod
+    def serves(cls, h: Any, p: Tensor) -> bool:
+        return h.fallback is None or cls.is_matrix(h, p)
+
+    @classmethod
+    def fallback(cls, h: Any) -> tuple[type[Rule], Mapping[str, Any]] | None:
+        return None if h.fallback is None else named_fallback(h)
+
+
+def named_fallback(h: Any) -> tuple[type[Rule], Mapping[str, Any]]:
+    """The rule that `h.fallback` names, and its options: those that it shares with all rules, and its own."""
+    rule = rule_named(h.fallback)
+    handed = {"lr": h.lr * h.fallback_lr_scale}
+    if hasattr(h, "weight_decay") and "weight_decay" in signature(rule).parameters:
+        handed["weight_decay"] = h.weight_decay
+    return rule, {**handed, **dict(h.fallback_options or {})}
 
 
 class MatrixRule(Optimizer):
@@ -69,11 +102,10 @@ class MatrixRule(Optimizer):
 
     @classmethod
     def fallback(cls, h: Any) -> tuple[type[Rule], Mapping[str, Any]]:
-        handed = {"lr": h.lr * h.fallback_lr_scale, "weight_decay": h.weight_decay}
-        if h.fallback is None:
-            adam = NAdamW if getattr(h, "nesterov", False) else AdamW
-            return adam, {**handed, "betas": h.betas, "eps": h.eps, **dict(h.fallback_options or {})}
-        return rule_named(h.fallback), {**handed, **dict(h.fallback_options or {})}
+        if h.fallback is not None:
+            return named_fallback(h)
+        own = {"lr": h.lr * h.fallback_lr_scale, "weight_decay": h.weight_decay, "betas": h.betas, "eps": h.eps}
+        return NAdamW if getattr(h, "nesterov", False) else AdamW, {**own, **dict(h.fallback_options or {})}
 
     @staticmethod
     def gain(h: Any, p: Tensor) -> float:
@@ -88,11 +120,8 @@ class MatrixRule(Optimizer):
     def traits(cls, h: Any, p: Tensor) -> dict[str, Any]:
         return {"matrices": matrices_shape(h, p), "gain": cls.gain(h, p)}
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        super().move(p, finite_else(g, 0.0), s, k)
 
-
+@cache
 def rule_named(name: str) -> type[Optimizer]:
     """An optimizer class by its name in any case, or by module and name (``"package.module:Class"``).
 
@@ -160,12 +189,6 @@ def matrices_shape(h: Any, p: Tensor) -> tuple[int, ...]:
     if rows % h.split:
         raise ValueError(f"split={h.split!r}, expected a divisor of the {rows} rows of shape {tuple(p.shape)}")
     return (*batch, h.split, rows // h.split, columns)
-
-
-def check_whole(name: str, value: Any) -> None:
-    """Raise ValueError unless the value is an integer >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}, expected an integer >= 1")
 
 
 def as_matrices(x: Tensor, k: Known) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor
 
 from descend.engine.options import plain
 from descend.engine.plan import awaited
+from descend.engine.ranges import NonNegative, fault
 from descend.engine.sharding.collectives import norm_of
 from descend.engine.sharding.layout import layout_of, local
 from descend.engine.slots import state_dtype
@@ -95,13 +95,15 @@ class SAM(Wrapper):
     own_options: ClassVar[tuple[str, ...]] = ("sam_rho", "sam_adaptive")
 
     @overload
-    def __init__(self, base_optimizer: torch.optim.Optimizer, rho: float = 0.05, adaptive: bool = False) -> None: ...
+    def __init__(
+        self, base_optimizer: torch.optim.Optimizer, rho: NonNegative = 0.05, adaptive: bool = False
+    ) -> None: ...
     @overload
     def __init__(
         self,
         params: Any,
         base_optimizer: Callable[..., torch.optim.Optimizer],
-        rho: float = 0.05,
+        rho: NonNegative = 0.05,
         adaptive: bool = False,
         **options: Any,
     ) -> None: ...
@@ -120,11 +122,9 @@ class SAM(Wrapper):
 
     @classmethod
     def _check(cls, group: Mapping[str, Any]) -> None:
-        rho, adaptive = plain(group["sam_rho"]), plain(group["sam_adaptive"])
-        if not (isinstance(rho, (int, float)) and 0 <= rho < math.inf):
-            raise ValueError(f"SAM: rho={rho!r}, expected a finite number >= 0")
-        if not isinstance(adaptive, bool):
-            raise ValueError(f"SAM: adaptive={adaptive!r}, expected True or False")
+        for name, hint in (("rho", NonNegative), ("adaptive", Literal[True, False])):
+            if wrong := fault(name, plain(group[f"sam_{name}"]), hint):
+                raise ValueError(f"SAM: {wrong}")
 
     # ------------------------------------------------------------------ the two passes
 

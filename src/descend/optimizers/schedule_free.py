@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.master_weights import parts, read, write
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import Common
+from descend.engine.options import Common, if_averaged
+from descend.engine.ranges import Beta, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, position, positive
 from descend.engine.text import shape_direction
 from descend.engine.unwrapped import unwrapped
-from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root, value_of
+from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root
 
 
 class TwoPoints(Optimizer):
@@ -80,6 +81,10 @@ class TwoPoints(Optimizer):
             group["train_mode"] = train
 
 
+#: The weight of x in y.
+Recovering = Annotated[float, Range(gt=0, lt=1, why="the average is recovered by it")]
+
+
 class ScheduleFree(TwoPoints):
     """What the schedule-free optimizers share: three points in place of one, and the switch between two of them.
 
@@ -94,6 +99,7 @@ class ScheduleFree(TwoPoints):
     training mode.
     """
 
+    acts_with: ClassVar = if_averaged()
     #: ``y_beta`` is 0 where it is not known which β y was made with: at first, where y is x, and in older checkpoints.
     carried: ClassVar[Mapping[str, float]] = {"weight_sum": 0.0, "lr_max": 0.0, "y_beta": 0.0}
     refused: ClassVar[Mapping[str, str]] = {"hyperball": "averages of points on a sphere lie inside it"}
@@ -106,15 +112,11 @@ class ScheduleFree(TwoPoints):
     def decay(h: Any) -> Decay:
         return "own"
 
-    @staticmethod
-    def check(h: Any) -> None:
-        if not 0 < _beta(h) < 1:
-            name = "betas[0]" if "betas" in vars(h) else "momentum"
-            raise ValueError(f"{name}={_beta(h)!r}, expected a number in (0, 1): the average is recovered by it")
-
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        u = shape_direction(value_of(cls.direction(p, g, s, k)), g, k)
+        # A door of its own: two points move, y by way of z.
+        d: Any = cls.direction(p, g, s, k)
+        u = shape_direction(d, g, k)
         decayed = p + p * torch.sign(p * u).clamp_max(0.0) if k.cautious_weight_decay else p
         u = plus(u, decayed, k.pull)
         ema(p, s.z, k.to_z)
@@ -178,18 +180,16 @@ class ScheduleFreeAdamW(ScheduleFree):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 0.0025,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
+        lr: Lr = 0.0025,
+        betas: tuple[Recovering, Beta] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        warmup_steps: NonNegative = 0,
+        r: NonNegative = 0.0,
+        weight_lr_power: NonNegative = 2.0,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        average = dict(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
-        super().__init__(params, {**adam, **average}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class ScheduleFreeRAdam(ScheduleFree):
         weight_decay: decay at y, in units of lr, ≥ 0.
         r: power of the step in the weights of the average, ≥ 0.
         weight_lr_power: power of the largest learning rate so far in these weights, ≥ 0.
-        silent_sgd_phase: rest in the first few steps, where RAdam takes steps of SGD.
+        silent_sgd_phase: do not move in the first few steps, where RAdam takes steps of SGD.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -243,18 +243,16 @@ class ScheduleFreeRAdam(ScheduleFree):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 0.0025,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
+        lr: Lr = 0.0025,
+        betas: tuple[Recovering, Beta] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.0,
+        r: NonNegative = 0.0,
+        weight_lr_power: NonNegative = 2.0,
         silent_sgd_phase: bool = True,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        average = dict(r=r, weight_lr_power=weight_lr_power, silent_sgd_phase=silent_sgd_phase)
-        super().__init__(params, {**adam, **average}, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
@@ -309,16 +307,15 @@ class ScheduleFreeSGD(ScheduleFree):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
+        lr: Lr = 1.0,
+        momentum: Recovering = 0.9,
+        weight_decay: WeightDecay = 0.0,
+        warmup_steps: NonNegative = 0,
+        r: NonNegative = 0.0,
+        weight_lr_power: NonNegative = 2.0,
         **common: Unpack[Common],
     ) -> None:
-        average = dict(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, **average), **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:

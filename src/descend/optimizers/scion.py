@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import OWN_DECAY, OWN_STEP, Common
+from descend.engine.optimizer import Decay
+from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
+from descend.engine.ranges import ActsWith, Count, Lr, Needs, NonNegative, Not, Positive, Range, own
 from descend.engine.slots import Slot, signed
-from descend.engine.text import shape_direction
+from descend.optimizers.routed import Preconditioned
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize
-from descend.terms import add_scaled, ema, finite_else, scale
+from descend.terms import ema
 
 # What norm_kwargs may hold for each norm, and the dimensions that a parameter must have for it.
 _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
@@ -29,8 +30,10 @@ _NORMS: Mapping[str, tuple[frozenset[str], range]] = {
     "Auto": (frozenset(("normalized", "max")), range(6)),
 }
 
+_SPECTRAL = Needs(norm=("Auto", "Spectral", "SpectralConv"))
 
-class Scion(Optimizer):
+
+class Scion(Preconditioned):
     """Scion, stochastic conditional gradients with operator norms.
 
     ::
@@ -65,6 +68,10 @@ class Scion(Optimizer):
         ns_coefficients: their coefficients, see :func:`~descend.orthogonal.orthogonalize`.
         eps: added to what is divided by, ≥ 0.
         ns_dtype: "bfloat16", "float32", or None for bfloat16 on float32 parameters; float64 stays.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those that the norm is not for, and vectors under "Auto".
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -80,29 +87,31 @@ class Scion(Optimizer):
         Pethick et al., Training Deep Learning Models with Norm-Constrained LMOs, 2025, arXiv 2502.07529.
     """
 
-    reach: ClassVar[Reach] = "matrix"
+    acts_with: ClassVar = if_averaged(ActsWith(norm=("Auto", "Spectral", "SpectralConv")) | ActsWith(momentum=Not(1)))
     structural: ClassVar[frozenset[str]] = frozenset(("ns_steps",))
     refused: ClassVar[Mapping[str, str]] = {**OWN_DECAY, **OWN_STEP}
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 1.0,
-        norm: str = "Auto",
-        norm_kwargs: Mapping[str, bool] | None = None,
-        scale: float = 1.0,
+        lr: Lr = 1e-3,
+        momentum: Annotated[float, Range(gt=0, le=1, why="it is the new gradient's weight")] = 1.0,
+        norm: Literal["Spectral", "SpectralConv", "ColNorm", "RowNorm", "Sign", "BiasRMS", "Auto"] = "Auto",
+        norm_kwargs: Mapping[str, bool] | tuple[tuple[str, bool], ...] | None = None,
+        scale: Positive = 1.0,
         unconstrained: bool = False,
         *,
-        ns_steps: int = 5,
-        ns_coefficients: Coefficients = "keller",
-        eps: float = 1e-8,
-        ns_dtype: str | None = None,
+        ns_steps: Annotated[Count, _SPECTRAL] = 5,
+        ns_coefficients: Annotated[Coefficients, _SPECTRAL] = "keller",
+        eps: NonNegative = 1e-8,
+        ns_dtype: Annotated[Literal["bfloat16", "float32"] | None, _SPECTRAL] = None,
+        fallback: str | None = None,
+        fallback_options: Annotated[Mapping[str, Any] | None, Needs("fallback")] = None,
+        fallback_lr_scale: Annotated[NonNegative, Needs("fallback")] = 1.0,
         **common: Unpack[Common],
     ) -> None:
-        ball = dict(norm=norm, norm_kwargs=_pairs(norm_kwargs), scale=scale, unconstrained=unconstrained)
-        polar = dict(ns_steps=ns_steps, ns_coefficients=ns_coefficients, ns_dtype=ns_dtype)
-        super().__init__(params, dict(lr=lr, momentum=momentum, eps=eps, **ball, **polar), **common)
+        norm_kwargs = _pairs(norm_kwargs)
+        super().__init__(params, own(locals()), **common)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; its ``norm_kwargs`` may be a dict."""
@@ -113,10 +122,6 @@ class Scion(Optimizer):
     @staticmethod
     def check(h: Any) -> None:
         coefficient_sequence(h.ns_coefficients, h.ns_steps)
-        if h.ns_dtype not in (None, *NS_DTYPES):
-            raise ValueError(f"ns_dtype={h.ns_dtype!r}, expected None, 'bfloat16' or 'float32'")
-        if h.norm not in _NORMS:
-            raise ValueError(f"norm={h.norm!r}, expected one of {', '.join(map(repr, _NORMS))}")
         allowed = _NORMS[h.norm][0]
         for name, value in _pairs(h.norm_kwargs):
             if name not in allowed:
@@ -125,10 +130,11 @@ class Scion(Optimizer):
                 )
             if not isinstance(value, bool):
                 raise ValueError(f"norm_kwargs[{name!r}]={value!r}, expected True or False")
-        if not h.momentum > 0:
-            raise ValueError(f"momentum={h.momentum!r}, expected a number in (0, 1]: it is the new gradient's weight")
-        if not h.scale > 0:
-            raise ValueError(f"scale={h.scale!r}, expected a number > 0")
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        vector = h.norm == "Auto" and p.dim() < 2
+        return p.dim() in _NORMS[h.norm][1] and not vector and not p.is_complex()
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -151,20 +157,16 @@ class Scion(Optimizer):
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
-        return {"kept": 1 - h.lr}
+        return {"decay_amount": h.lr}
 
     @staticmethod
     def decay(h: Any) -> Decay:
-        return "own"
+        return "none" if h.unconstrained else "decoupled"
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        g = finite_else(g, 0.0)
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
         m = ema(s.momentum_buffer, g, k.momentum) if "momentum_buffer" in s else g
-        u = shape_direction(_corner(m, k) * k.scale, g, k)
-        if not k.unconstrained:
-            scale(p, k.kept)
-        add_scaled(p, u, -k.lr)
+        return _corner(m, k) * k.scale
 
 
 def _corner(m: Tensor, k: Known) -> Tensor:

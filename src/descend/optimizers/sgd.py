@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
-from descend.engine.options import COUPLED_DECAY, Common
+from descend.engine.options import COUPLED_DECAY, Common, if_averaged
+from descend.engine.ranges import ActsWith, Fraction, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, signed
-from descend.terms import accumulate, choose, either, plus, scaled
+from descend.terms import accumulate, add_scaled, choose, either, plus
 
 
 def momentum_slot(h: Any) -> dict[str, Slot]:
@@ -26,12 +27,12 @@ def first_undamped(t: Any, h: Any) -> dict[str, Any]:
     return {"undamped": choose(t == 1, 1.0, 1 - h.dampening)}
 
 
-def heavy_ball(g: Tensor, s: State, k: Known, ratio: Any = 1.0) -> Tensor:
-    """b ← momentum·b + (1−dampening)·ratio·g; the direction is b, or ratio·g + momentum·b with Nesterov's."""
+def heavy_ball(g: Tensor, s: State, k: Known) -> Tensor:
+    """b ← momentum·b + (1−dampening)·g; the direction is b, or g + momentum·b with Nesterov's."""
     if "momentum_buffer" not in s:
-        return scaled(g, ratio)
-    accumulate(s.momentum_buffer, k.momentum, g, ratio * k.undamped)
-    return plus(scaled(g, ratio), s.momentum_buffer, k.momentum) if k.nesterov else s.momentum_buffer
+        return g
+    accumulate(s.momentum_buffer, k.momentum, g, k.undamped)
+    return plus(g, s.momentum_buffer, k.momentum) if k.nesterov else s.momentum_buffer
 
 
 def check_nesterov(h: Any) -> None:
@@ -71,20 +72,20 @@ class SGD(Optimizer):
         Sutskever et al., On the importance of initialization and momentum in deep learning, ICML 2013.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("momentum"))
     refused: ClassVar[Mapping[str, str]] = COUPLED_DECAY
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: float = 0,
+        lr: Lr = 1e-3,
+        momentum: Fraction = 0,
+        dampening: Annotated[Fraction, ActsWith("momentum")] = 0,
+        weight_decay: WeightDecay = 0,
         nesterov: bool = False,
         **common: Unpack[Common],
     ) -> None:
-        own = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
-        super().__init__(params, own, **common)
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -179,25 +180,24 @@ class Lars(SGD):
         stands outside the momentum, as in timm; the paper has it inside.
     """
 
+    acts_with: ClassVar = if_averaged(ActsWith("momentum") | ActsWith("weight_decay"))
     reach: ClassVar[Reach] = "tensor"
 
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1.0,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: float = 0,
+        lr: Lr = 1.0,
+        momentum: Fraction = 0,
+        dampening: Annotated[Fraction, ActsWith("momentum")] = 0,
+        weight_decay: WeightDecay = 0,
         nesterov: bool = False,
-        trust_coeff: float = 1e-3,
-        eps: float = 1e-8,
-        trust_clip: bool = False,
-        always_adapt: bool = False,
+        trust_coeff: Annotated[NonNegative, ActsWith("weight_decay") | ActsWith("always_adapt")] = 1e-3,
+        eps: Annotated[NonNegative, ActsWith("weight_decay") | ActsWith("always_adapt")] = 1e-8,
+        trust_clip: Annotated[bool, ActsWith("weight_decay") | ActsWith("always_adapt")] = False,
+        always_adapt: Annotated[bool, ActsWith(weight_decay=0)] = False,
         **common: Unpack[Common],
     ) -> None:
-        sgd = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
-        trust = dict(trust_coeff=trust_coeff, eps=eps, trust_clip=trust_clip, always_adapt=always_adapt)
-        Optimizer.__init__(self, params, {**sgd, **trust}, **common)
+        Optimizer.__init__(self, params, own(locals()), **common)
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:
@@ -215,5 +215,8 @@ class Lars(SGD):
         ratio = torch.where((p_norm > 0) & (g_norm > 0), ratio, 1.0)
         if k.trust_clip:
             ratio = torch.clamp(ratio / k.lr, max=1.0)
-        decayed = plus(g, p, k.weight_decay)
-        return heavy_ball(either(k.adapts, decayed, g), s, k, either(k.adapts, ratio, 1.0))
+        ratio = either(k.adapts, ratio, 1.0)
+        if k.nesterov or "momentum_buffer" not in s:
+            return heavy_ball(add_scaled(g * ratio, p, ratio * k.weight_decay), s, k)
+        weight = ratio * k.undamped  # the same line without a temporary
+        return add_scaled(accumulate(s.momentum_buffer, k.momentum, g, weight), p, weight * k.weight_decay)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.ranges import Beta, Betas, Count, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.linear import along, gram, inverse_root
 from descend.optimizers.adam import bias_correction, moments
-from descend.optimizers.routed import check_whole, expect_matrices
+from descend.optimizers.routed import Preconditioned, expect_matrices
 from descend.terms import assign, blend, ema, finite_else, root
 
 Block = tuple[tuple[int, int], ...]
 
 
-class Shampoo(Optimizer):
+class Shampoo(Preconditioned):
     """Shampoo, blocked and grafted: Kronecker factors give the direction, Adam the length.
 
     ::
@@ -48,6 +48,10 @@ class Shampoo(Optimizer):
         grafting: whose length the step takes: "adam", or None for U as it is.
         grafting_beta2: decay rate of the average of squares, in [0, 1).
         grafting_eps: added to Adam's denominator, ≥ 0.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): vectors, numbers and complex parameters.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -65,7 +69,6 @@ class Shampoo(Optimizer):
         Shampoo Optimizer for Training Neural Networks At-Scale, 2023, arXiv 2309.06497.
     """
 
-    reach: ClassVar[Reach] = "matrix"
     structural: ClassVar[frozenset[str]] = frozenset(
         ("max_preconditioner_dim", "precondition_frequency", "start_preconditioning_step")
     )
@@ -74,41 +77,28 @@ class Shampoo(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-12,
-        weight_decay: float = 0.0,
-        max_preconditioner_dim: int = 1024,
-        precondition_frequency: int = 50,
-        start_preconditioning_step: int = -1,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Annotated[float, Range(gt=0, why="factors of low rank have no inverse root without")] = 1e-12,
+        weight_decay: WeightDecay = 0.0,
+        max_preconditioner_dim: Count = 1024,
+        precondition_frequency: Count = 50,
+        start_preconditioning_step: Count | Literal[-1] = -1,
         *,
-        grafting: str | None = "adam",
-        grafting_beta2: float = 0.999,
-        grafting_eps: float = 1e-8,
+        grafting: Literal["adam"] | None = "adam",
+        grafting_beta2: Annotated[Beta, Needs("grafting")] = 0.999,
+        grafting_eps: Annotated[NonNegative, Needs("grafting")] = 1e-8,
+        fallback: str | None = None,
+        fallback_options: Annotated[Mapping[str, Any] | None, Needs("fallback")] = None,
+        fallback_lr_scale: Annotated[NonNegative, Needs("fallback")] = 1.0,
         **common: Unpack[Common],
     ) -> None:
-        graft = dict(grafting=grafting, grafting_beta2=grafting_beta2, grafting_eps=grafting_eps)
-        when = dict(
-            precondition_frequency=precondition_frequency, start_preconditioning_step=start_preconditioning_step
-        )
-        step = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        super().__init__(params, {**step, "max_preconditioner_dim": max_preconditioner_dim, **when, **graft}, **common)
+        super().__init__(params, own(locals()), **common)
         expect_matrices(self, "AdamW", lambda h, p: p.dim() > 1, strict=True)
 
-    @staticmethod
-    def check(h: Any) -> None:
-        if h.eps == 0:
-            raise ValueError("eps=0, expected a number > 0: factors of low rank have no inverse root without")
-        check_whole("max_preconditioner_dim", h.max_preconditioner_dim)
-        check_whole("precondition_frequency", h.precondition_frequency)
-        if h.start_preconditioning_step != -1:
-            check_whole("start_preconditioning_step", h.start_preconditioning_step)
-        if h.grafting not in ("adam", None):
-            raise ValueError(f"grafting={h.grafting!r}, expected 'adam' or None")
-        if not 0 <= h.grafting_beta2 < 1:
-            raise ValueError(f"grafting_beta2={h.grafting_beta2!r}, expected a number in [0, 1)")
-        if not h.grafting_eps >= 0:
-            raise ValueError(f"grafting_eps={h.grafting_eps!r}, expected a number >= 0")
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return p.dim() > 1 and not p.is_complex()
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -139,7 +129,6 @@ class Shampoo(Optimizer):
 
     @staticmethod
     def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        g = finite_else(g, 0.0)
         move_factors(g, s, k)
         moments(g, s, k, (k.weight1, k.graft_weight))
         d = s.exp_avg / root(s.exp_avg_sq, k.graft_debias, k.grafting_eps)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
-from descend.engine.optimizer import Optimizer, Reach
+from descend.engine.optimizer import Decay
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Count, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_weights, keep_norm, shape_direction
+from descend.engine.text import decay_amount
 from descend.linear import along, eigenbasis, gram, power_step, product, rounding, transpose, without_rounding
-from descend.optimizers.routed import check_whole, expect_matrices
-from descend.terms import add_scaled, assign, blend, ema, ema_sq, finite_else, root
+from descend.optimizers.routed import Preconditioned, expect_matrices
+from descend.terms import assign, blend, ema, ema_sq, finite_else, root
 
 
-class SOAP(Optimizer):
+class SOAP(Preconditioned):
     """SOAP, Adam in slowly rotating coordinates.
 
     ::
@@ -30,8 +31,8 @@ class SOAP(Optimizer):
         L ← βL + (1−β)·G·Gᵀ,   R ← βR + (1−β)·Gᵀ·G                 β = shampoo_beta
         every precondition_frequency steps: Q_L ← QR of L·Q_L, Q_R ← QR of R·Q_R, the largest eigenvalues first
 
-    The first step measures L and R, takes their eigenvectors and moves nothing; t counts those after it. At a refresh
-    M' is turned into the new coordinates. Tensors of more dimensions have a factor for each; dimensions larger than
+    The first step computes L, R and their eigenvectors and does not move the parameters; t counts the steps after it. At
+    a refresh M' is rotated into the new basis. Tensors of more dimensions have a factor for each; dimensions larger than
     max_precond_dim keep their coordinates, and so do vectors, which makes them Adam's.
 
     Where L or R lacks rank or has equal eigenvalues, fixed vectors choose the basis, not rounding, and rotated
@@ -49,6 +50,10 @@ class SOAP(Optimizer):
         precondition_1d: give vectors a factor too.
         normalize_grads: bring every step to the root mean square 1.
         correct_bias: correct the averages for their start at 0.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those without a factor.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -64,7 +69,6 @@ class SOAP(Optimizer):
         Vyas et al., SOAP: Improving and Stabilizing Shampoo using Adam, 2024, arXiv 2409.11321.
     """
 
-    reach: ClassVar[Reach] = "matrix"
     #: Along a dimension of size 1 there is nothing to rotate.
     least_dim: ClassVar[int] = 2
     structural: ClassVar[frozenset[str]] = frozenset(("precondition_frequency", "max_precond_dim"))
@@ -73,35 +77,26 @@ class SOAP(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 3e-3,
-        betas: tuple[float, float] = (0.95, 0.95),
-        shampoo_beta: float = -1,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        precondition_frequency: int = 10,
-        max_precond_dim: int = 10000,
+        lr: Lr = 3e-3,
+        betas: Betas = (0.95, 0.95),
+        shampoo_beta: Annotated[float, Range(lt=1, why="negative for the second of betas")] = -1,
+        eps: NonNegative = 1e-8,
+        weight_decay: WeightDecay = 0.01,
+        precondition_frequency: Count = 10,
+        max_precond_dim: Count = 10000,
         *,
         precondition_1d: bool = False,
         normalize_grads: bool = False,
         correct_bias: bool = True,
+        fallback: str | None = None,
+        fallback_options: Annotated[Mapping[str, Any] | None, Needs("fallback")] = None,
+        fallback_lr_scale: Annotated[NonNegative, Needs("fallback")] = 1.0,
         **common: Unpack[Common],
     ) -> None:
-        adam = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias)
-        factors = dict(precondition_frequency=precondition_frequency, max_precond_dim=max_precond_dim)
-        own = {**adam, **factors, "shampoo_beta": shampoo_beta, "normalize_grads": normalize_grads}
-        super().__init__(params, {**own, "precondition_1d": precondition_1d}, **common)
+        super().__init__(params, own(locals()), **common)
         expect_matrices(
             self, "precondition_1d=True, or AdamW", lambda h, p: p.dim() > 1 or h.precondition_1d, strict=True
         )
-
-    @staticmethod
-    def check(h: Any) -> None:
-        check_whole("precondition_frequency", h.precondition_frequency)
-        check_whole("max_precond_dim", h.max_precond_dim)
-        if not h.shampoo_beta < 1:
-            raise ValueError(
-                f"shampoo_beta={h.shampoo_beta!r}, expected a number < 1; negative for the second of betas"
-            )
 
     @classmethod
     def factored(cls, h: Any, p: Tensor) -> tuple[int, ...]:
@@ -109,6 +104,10 @@ class SOAP(Optimizer):
         if p.is_complex() or (p.dim() == 1 and not h.precondition_1d):
             return ()
         return tuple(i for i, n in enumerate(p.shape) if cls.least_dim <= n <= h.max_precond_dim)
+
+    @classmethod
+    def is_matrix(cls, h: Any, p: Tensor) -> bool:
+        return bool(cls.factored(h, p))
 
     @classmethod
     def slots(cls, h: Any, p: Tensor) -> dict[str, Slot]:
@@ -130,16 +129,19 @@ class SOAP(Optimizer):
             "weight1": 1 - beta1,
             "weight2": 1 - beta2,
             "factor_weight": 1 - (h.shampoo_beta if h.shampoo_beta >= 0 else beta2),
-            "gain": (1 - beta2**taken) ** 0.5 / (1 - beta1**taken) if corrects else 1.0,
+            "gain": (1 - beta2**taken) ** 0.5 / (1 - beta1**taken) if corrects else float(taken > 0),
+            "decay_amount": decay_amount(h) if taken > 0 else 0.0,
             "first": taken == 0,
             "refresh": taken > 0 and taken % h.precondition_frequency == 0,
         }
 
+    @staticmethod
+    def decay(h: Any) -> Decay:
+        return "after"
+
     @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
-        g = finite_else(g, 0.0)
-        if not k.first:
-            take_and_decay(p, cls.direction(p, g, s, k), g, k)
+    def direction(cls, p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
+        d = torch.zeros_like(g) if k.first else rotated_adam(g, s, k)
         factors = [getattr(s, f"GG_{i}") for i in k.factored]
         measured = [finite_else(m, f) for m, f in zip(cls.measure(g, s, k), factors, strict=True)]
         if k.first:
@@ -151,20 +153,12 @@ class SOAP(Optimizer):
             ema(f, m, k.factor_weight)
         if k.refresh:
             refresh_bases(s, k)
+        return d
 
     @staticmethod
     def measure(g: Tensor, s: State, k: Known) -> list[Tensor]:
         """What a gradient says of each factor."""
         return [gram(g, i) for i in k.factored]
-
-    @staticmethod
-    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> Tensor:
-        bases = bases_of(s, k)
-        rotated = rotate(g, bases, k)
-        ema(s.exp_avg, rotated, k.weight1)
-        ema_sq(s.exp_avg_sq, rotated, k.weight2)
-        d = rotate_back(s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), bases, k)
-        return d / (k.rms(d) + 1e-30) if k.normalize_grads else d
 
 
 class KLSOAP(SOAP):
@@ -191,6 +185,10 @@ class KLSOAP(SOAP):
         precondition_1d: give vectors a factor too.
         normalize_grads: bring every step to the root mean square 1.
         correct_bias: correct the averages for their start at 0.
+        fallback: the rule of parameters that are no matrices, by its name ("adamw", "package.module:Class"): those without a factor.
+            None: they are this rule's, in the way above.
+        fallback_options: its options.
+        fallback_lr_scale: its learning rate in units of lr, ≥ 0.
         **common: see :class:`~descend.engine.options.Common`.
 
     Raises:
@@ -237,6 +235,16 @@ class KLSOAP(SOAP):
         return measured
 
 
+def rotated_adam(g: Tensor, s: State, k: Known) -> Tensor:
+    """Adam's direction, found in the coordinates of the eigenbases."""
+    bases = bases_of(s, k)
+    rotated = rotate(g, bases, k)
+    ema(s.exp_avg, rotated, k.weight1)
+    ema_sq(s.exp_avg_sq, rotated, k.weight2)
+    d = rotate_back(s.exp_avg / root(s.exp_avg_sq, 1.0, k.eps), bases, k)
+    return d / (k.rms(d) + 1e-30) if k.normalize_grads else d
+
+
 def bases_of(s: State, k: Known) -> list[Tensor]:
     """The eigenbases of the factored dimensions."""
     return [getattr(s, f"Q_{i}") for i in k.factored]
@@ -272,13 +280,3 @@ def refresh_bases(s: State, k: Known) -> None:
                 assign(getattr(s, name), getattr(s, name).index_select(dim, order))
         assign(q, power_step(basis.index_select(-1, order), powered.index_select(-1, order), q.dtype))
     assign(s.exp_avg, rotate(exp_avg, bases_of(s, k), k))
-
-
-def take_and_decay(p: Tensor, d: Tensor, g: Tensor, k: Known) -> None:
-    """p ← p − step_size·d, then the decoupled decay of what that gives."""
-    d = shape_direction(d, g, k)
-    if k.hyperball:
-        keep_norm(p, d, k)
-    else:
-        add_scaled(p, d, -k.step_size)
-        decay_weights(p, d, k)

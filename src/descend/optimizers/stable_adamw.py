@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from typing_extensions import Unpack
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
+from descend.engine.ranges import Betas, Lr, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import take
 from descend.optimizers.adam import moments
-from descend.terms import adam_ratio, clip_ratio
+from descend.terms import Quotient, adam_ratio, clip_ratio
 
 
 class StableAdamW(Optimizer):
@@ -51,18 +51,13 @@ class StableAdamW(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-6,
-        weight_decay: float = 1e-2,
+        lr: Lr = 1e-3,
+        betas: Betas = (0.9, 0.99),
+        eps: Annotated[float, Range(gt=0, why="a gradient that was always zero is divided by it")] = 1e-6,
+        weight_decay: WeightDecay = 1e-2,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), **common)
-
-    @staticmethod
-    def check(h: Any) -> None:
-        if not h.eps > 0:
-            raise ValueError(f"eps={h.eps!r}, expected a number > 0: a gradient that was always zero is divided by it")
+        super().__init__(params, own(locals()), **common)
 
     @staticmethod
     def slots(h: Any, p: Tensor) -> dict[str, Slot]:
@@ -73,10 +68,8 @@ class StableAdamW(Optimizer):
         beta1, beta2 = h.betas
         return {"weight1": (1 - beta1) / (1 - beta1**t), "weight2": (1 - beta2) / (1 - beta2**t)}
 
-    @classmethod
-    def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
+    @staticmethod
+    def direction(p: Tensor, g: Tensor, s: State, k: Known) -> tuple[Quotient, Any]:
         moments(g, s, k)
         slower = clip_ratio(k.rms(g / torch.sqrt(s.exp_avg_sq).clamp_min(k.eps)), 1.0)
-        amount = k.decay_amount / slower
-        slowed = k.but(step_size=k.step_size / slower, decay_amount=amount, decay_factor=1 - amount)
-        take(p, adam_ratio(s.exp_avg, s.exp_avg_sq, 1.0, k.eps), g, slowed)
+        return adam_ratio(s.exp_avg, s.exp_avg_sq, 1.0, k.eps) * (1 / slower), k.decay_amount / slower

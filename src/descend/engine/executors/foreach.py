@@ -10,40 +10,43 @@ from torch import Tensor
 
 from descend.engine.executors import loop
 from descend.engine.executors.profile import profile
+from descend.engine.executors.sums import StepGenerator, Totals, over_all
 from descend.engine.job import Job, real, values_of
-from descend.engine.known import Known, OverallKnown, Pause, State
+from descend.engine.known import Answered, Known, NeedSums, State
 from descend.engine.rule import Rule
-from descend.engine.tensorlist import TensorList
+from descend.engine.slots import Slot
+from descend.engine.tensorlist import Numbers, TensorList
 from descend.engine.text import advance
 
 # What a batch's parameters may weigh; temporaries are a few times that, and never grow with the model.
 BATCH_BYTES = 32 << 20
+# Elements of a tensor whose calls cost more than its numbers.
+FEW = 1 << 12
 
 
-def run(
-    rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]], memory: dict[str, Any]
-) -> list[tuple[Any, ...]]:
-    """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
-    partials: list[tuple[Any, ...]] = []
+def run(jobs: Sequence[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
+    """Carry the jobs of a rule over one step; generators of the batches that need sums over all tensors."""
+    generators: list[StepGenerator] = []
     for batch in _batches(jobs, memory):
-        if profile(rule, batch[0]).overall > len(totals):
-            partials.append(_partial_sums(rule, batch, totals))
-            continue
-        _advance(rule, batch, totals)
-        for job in batch:
-            job.done = True
-    return partials
+        if profile(batch[0].rule, batch[0]).overall > len(totals):
+            generators.append(_steps(batch, totals))
+        else:
+            _move(batch, totals)
+    return generators
+
+
+def _steps(batch: Sequence[Job], totals: Totals) -> StepGenerator:
+    """Ask for the sums over all tensors, then move the batch."""
+    while profile(batch[0].rule, batch[0]).overall > len(totals):
+        totals = [*totals, tuple((yield over_all(batch[0], [_partial_sums(batch, totals)])))]
+    _move(batch, totals)
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> list[list[Job]]:
-    """The jobs in batches, as before where they are the same and what a batch has in common still is."""
-    kept = memory.get("foreach")
-    if kept is not None and kept[0] == jobs:
-        batches: list[list[Job]] = kept[1]
-        if all(_agrees(batch) for batch in batches):
-            return batches
-    batches = list(_cut(jobs))
-    memory["foreach"] = jobs, batches
+    """The jobs in batches, as before where what a batch has in common still is."""
+    batches: list[list[Job]] | None = memory.get("batches")
+    if batches is None or not all(map(_agrees, batches)):
+        batches = memory["batches"] = list(_cut(jobs))
     return batches
 
 
@@ -56,7 +59,16 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that one call can serve: the same scalars, device, dtypes; in order, up to the bytes of a batch."""
     kinds: dict[Any, list[Job]] = {}
     for job in jobs:
-        key = id(job.known), job.device, job.dtype, job.grad.dtype, tuple(job.slots), job.rests, job.is_plain
+        key = (
+            id(job.known),
+            job.device,
+            job.dtype,
+            job.grad.dtype,
+            tuple(job.slots),
+            job.rests,
+            job.is_plain,
+            _is_small(job),
+        )
         kinds.setdefault(key, []).append(job)
     for kind in kinds.values():
         batch: list[Job] = []
@@ -71,18 +83,36 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
-def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> None:
-    first, k = batch[0], _known(batch, totals)
+def _is_small(job: Job) -> bool:
+    """Whether copies of the numbers cost less than calls for them."""
+    return job.numel <= FEW and job.device.type == "cpu"
+
+
+def _move(batch: Sequence[Job], totals: Totals) -> None:
+    _advance(batch, totals)
+    for job in batch:
+        job.done = True
+
+
+def _advance(batch: Sequence[Job], totals: Totals) -> None:
+    rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
     if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
-        state = State({name: TensorList([job.state[name] for job in batch]) for name in first.slots})
-        advance(rule, TensorList([job.param for job in batch]), TensorList([job.grad for job in batch]), state, k)  # type: ignore[arg-type]
+        params, grads = [job.param for job in batch], [job.grad for job in batch]
+        slots = {name: [job.state[name] for job in batch] for name in first.slots}
+        if len(batch) > 1 and _is_small(first) and not profile(rule, first).rounds:
+            _advance_joined(rule, params, grads, slots, k)
+            return
+        lists = {name: _listed(tensors, first.slots[name]) for name, tensors in slots.items()}
+        _advance_lists(rule, params, grads, State(lists), k)
+        for name, of_slot in lists.items():
+            if isinstance(of_slot, Numbers):
+                torch._foreach_copy_(slots[name], of_slot.tensors)
         return
     maths = first.maths
     params, grads, resting = _gather(batch)
     p, s = _load(batch, params, resting)
     g = [g.to(maths) for g in grads]
-    state = State({name: TensorList(tensors) for name, tensors in s.items()})
-    advance(rule, TensorList(p), TensorList(g), state, k)  # type: ignore[arg-type]
+    _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
     changed: list[tuple[Tensor, Tensor]] = []
     for i, job in enumerate(batch):
         values = {name: tensors[i] for name, tensors in s.items()}
@@ -92,15 +122,47 @@ def _advance(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, 
         torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
 
 
+def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[Tensor], state: State, k: Known) -> None:
+    """The text on lists that answer as one tensor."""
+    p: Any = TensorList(params)
+    g: Any = TensorList(grads)
+    advance(rule, p, g, state, k)
+
+
+def _listed(tensors: list[Tensor], slot: Slot) -> TensorList:
+    return Numbers(torch.stack(tensors)) if slot.reduce == "all" else TensorList(tensors)
+
+
+def _advance_joined(
+    rule: type[Rule], params: list[Tensor], grads: list[Tensor], slots: dict[str, list[Tensor]], k: Known
+) -> None:
+    """The text on copies of the tensors, end to end: each operation is one call for all of them."""
+    p, state = _joined(params), {name: _joined(tensors) for name, tensors in slots.items()}
+    advance(rule, p, _joined(grads), State.of(state), k)
+    sizes = [tensor.numel() for tensor in params]
+    changed: list[Tensor] = []
+    values: list[Tensor] = []
+    for tensors, value in ((params, p), *((slots[name], state[name]) for name in slots)):
+        changed += tensors
+        values += [
+            v if t.dim() == 1 else v.view(t.shape) for t, v in zip(tensors, torch.split(value, sizes), strict=True)
+        ]
+    torch._foreach_copy_(changed, values)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in tensors])
+
+
 def _lie_alike(batch: Sequence[Job]) -> bool:
     """Whether gradients lie in memory as their parameters do."""
     pairs = [(job.param, job.grad) for job in batch]
     return not [p for p, g in pairs if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride()]
 
 
-def _partial_sums(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
     """The batch's part of the first sums over all tensors that are not known yet; nothing is changed."""
-    maths = batch[0].maths
+    rule, maths = batch[0].rule, batch[0].maths
     params, grads, resting = _gather(batch)
     p = [job.rests.parameter(p, s, maths) for job, p, s in zip(batch, params, resting, strict=True)]
     g = [g.to(maths) for g in grads]
@@ -111,9 +173,9 @@ def _partial_sums(rule: type[Rule], batch: Sequence[Job], totals: list[tuple[Ten
 
     state = loop.Scratch(batch[0].slots, slot)
     try:
-        advance(rule, TensorList(p), TensorList(g), state, _known(batch, totals))  # type: ignore[arg-type]
-    except Pause as pause:
-        return tuple(pause.partials)
+        _advance_lists(rule, p, g, state, _known(batch, totals))
+    except NeedSums as need:
+        return list(need.partials)
     raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
 
 
@@ -132,9 +194,9 @@ def _load(
     return [p for p, _ in loaded], {name: [s[name] for _, s in loaded] for name in batch[0].slots}
 
 
-def _known(batch: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> Known:
+def _known(batch: Sequence[Job], totals: Totals) -> Known:
     first = batch[0]
     there = [tuple(total.to(first.param.device) for total in sums) for sums in totals]
     known = {name: v.to(first.maths) if isinstance(v, Tensor) else v for name, v in first.known.items()}
     numel = tuple(float(real(job.param).numel()) for job in batch)
-    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, OverallKnown(there))
+    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, Answered(there))

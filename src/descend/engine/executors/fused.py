@@ -19,62 +19,41 @@ from torch.autograd.graph import increment_version
 from descend.engine.executors import loop
 from descend.engine.executors.kernels import Signature, blank, kernel, leaves, signature_of, vectors
 from descend.engine.executors.profile import flags, profile
-from descend.engine.executors.rounds import Ask, Carrier
+from descend.engine.executors.sums import StepGenerator, SumRequest, Totals
 from descend.engine.job import Job, flatten, is_dense, is_plain, real, resolved
 from descend.engine.rule import Rule
 
 _VECTOR = 16
 
 
-def run(
-    rule: type[Rule], jobs: list[Job], totals: list[tuple[Tensor, ...]], memory: dict[str, Any]
-) -> list[tuple[Any, ...]]:
-    """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks."""
-    if not jobs:
-        return []
-    tiny, bundles = _fresh(rule, jobs, memory, "fused")
-    partials = loop.run(rule, tiny, totals)
+def run(jobs: list[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
+    """Carry the jobs of a rule over one step; generators of the bundles that need sums from elsewhere."""
+    seen = _seen(jobs)
+    if memory.get("seen") != seen or any(bundle.is_stale() for bundle in memory["bundles"]):
+        memory["tiny"], memory["bundles"] = _bundled(jobs)
+        memory["seen"] = seen
+    tiny, bundles = memory["tiny"], memory["bundles"]
+    generators = loop.run(tiny, memory, totals) if tiny else []
     tables = _Tables()
     for bundle in bundles:
-        stopped = bundle.carry(totals, tables)
-        if stopped is not None:
-            partials.append(stopped)
-    return partials
+        steps = bundle.steps(totals, tables)
+        if bundle.signature.asks > len(totals):
+            generators.append(steps)
+        else:
+            next(steps, None)
+    return generators
 
 
-def carriers(rule: type[Rule], jobs: list[Job], memory: dict[str, Any]) -> list[Carrier]:
-    """Carriers for jobs in pieces."""
-    if not jobs:
-        return []
-    tiny, bundles = _fresh(rule, jobs, memory, "fused in pieces")
-    tables = _Tables()
-    # In the order of the jobs, which is that of every process, whatever the strides of its pieces make of bundles.
-    order = {id(job): i for i, job in enumerate(jobs)}
-    found = [(order[id(bundle.jobs[0])], bundle.passes([], tables)) for bundle in bundles]
-    found += [(order[id(job)], loop.carry(rule, job)) for job in tiny]
-    return [carrier for _, carrier in sorted(found, key=lambda pair: pair[0])]
+def _seen(jobs: list[Job]) -> tuple[Any, ...]:
+    """What kernels depend on and jobs do not show: gradients as they come, and flags that depend on the step."""
+    # With `capturable` no flag can depend on the step, which nobody on the host knows.
+    flagged = {id(job.known): job for job in jobs if not job.group["capturable"]}
+    return [(job.grad.dtype, type(job.grad)) for job in jobs], [flags(job) for job in flagged.values()]
 
 
-def _fresh(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], key: str) -> tuple[list[Job], list[Bundle]]:
-    """The jobs that no kernel serves and bundles of the others, whose views are of the memory that is there now."""
-    tiny, bundles = _planned(rule, jobs, memory, key)
-    if any(bundle.is_stale() for bundle in bundles):
-        memory.pop(key)
-        tiny, bundles = _planned(rule, jobs, memory, key)
-    return tiny, bundles
-
-
-def _planned(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], name: str) -> tuple[list[Job], list[Bundle]]:
-    """The jobs in bundles, as before where they are the same, with all their kernels made."""
-    seen = (
-        [(g.dtype, type(g)) for g in (job.grad for job in jobs)],
-        [(p.dtype, p.device, p.shape) for p in (job.param for job in jobs)],
-        # With `capturable` no flag can depend on the step, which nobody on the host knows.
-        [flags(job) for job in {id(job.known): job for job in jobs if not job.group["capturable"]}.values()],
-    )
-    kept = memory.get(name)
-    if kept is not None and kept[0] == jobs and kept[1] == seen:
-        return kept[2], kept[3]
+def _bundled(jobs: list[Job]) -> tuple[list[Job], list[Bundle]]:
+    """The jobs that no kernel serves, and bundles of the others with all their kernels made."""
+    rule = jobs[0].rule
     tiny = [job for job in jobs if not compiles(rule, job)]
     kinds: dict[tuple[Signature, Any], list[Job]] = {}
     for job in jobs:
@@ -89,7 +68,6 @@ def _planned(rule: type[Rule], jobs: list[Job], memory: dict[str, Any], name: st
         for (signature, _), members in kinds.items()
         for start in range(0, len(members), signature.bundle)
     ]
-    memory[name] = jobs, seen, tiny, bundles
     return tiny, bundles
 
 
@@ -156,7 +134,7 @@ class _Tables:
     def table(self, signature: Signature, jobs: Sequence[Job]) -> Tensor:
         """One row of scalars for each place in a bundle."""
         known = jobs[0].known
-        if any(job.known is not known for job in jobs):
+        if [job for job in jobs if job.known is not known]:
             return _table(signature, jobs)
         key = id(signature), id(known)
         made = self._made.get(key)
@@ -263,16 +241,16 @@ class Bundle:
             ]
         if self.signature.shaped:
             return [job.seen(g) for job, g in zip(self.jobs, grads, strict=True)]
-        views = [*map(self._view, grads)]
-        return [*(chain.from_iterable(views) if self.signature.in_halves else views), *self._spare_grads]
+        if self.signature.rests.length is None:
+            flat = [g.as_strided((g.numel(),), (1,)) for g in grads]
+        elif self.signature.in_halves:
+            flat = [*chain.from_iterable(map(self._view, grads))]
+        else:
+            flat = [*map(self._view, grads)]
+        return [*flat, *self._spare_grads]
 
-    def carry(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> tuple[Any, ...] | None:
-        """Run the passes; the partial sums where the bundle has to wait for the other tensors."""
-        ask = next(self.passes(totals, tables), None)
-        return None if ask is None else tuple(ask.partials)
-
-    def passes(self, totals: list[tuple[Tensor, ...]], tables: _Tables) -> Carrier:
-        """Run the passes, asking for sums over all tensors that `totals` lacks, and over pieces for all."""
+    def steps(self, totals: Totals, tables: _Tables) -> StepGenerator:
+        """Run the passes, asking for sums over all tensors that `totals` lacks, and for all sums over shards."""
         table = tables.table(self.signature, self.jobs)
         if self._places is not None:
             table = torch.cat([table, self._places], 1)
@@ -286,11 +264,11 @@ class Bundle:
                 partial = self.kernels[stage]([*arguments, *chain.from_iterable(sums)])
                 if scope == "own":
                     if self.signature.in_pieces:
-                        partial = yield Ask(scope, self.jobs[0], list(partial), dims if shaped else (None,))
+                        partial = yield SumRequest(scope, self.jobs[0], [list(partial)], dims if shaped else (None,))
                     sums.append(vectors(partial))
                     continue
                 mine = partial if shaped else partial[0][: len(self.jobs)].sum(0).unbind(0)
-                total = tuple((yield Ask(scope, self.jobs[0], list(mine), dims)))
+                total = tuple((yield SumRequest(scope, self.jobs[0], [list(mine)], dims)))
             sums.append((torch.stack([x.to(*where) for x in total]),))
         self.kernels[-1]([*arguments, *chain.from_iterable(sums)])
         increment_version(self._leaves)

@@ -66,6 +66,11 @@ class Signature:
         return len(self.scalars) + (3 + len(self.order or (0,)) if self.in_pieces else 0)
 
     @property
+    def asks(self) -> int:
+        """How often it needs sums from elsewhere."""
+        return sum(scope == "overall" or self.in_pieces for scope, _ in self.rounds)
+
+    @property
     def shaped(self) -> bool:
         """Whether parameters go in with their shape; the order of their dimensions in memory is then fixed."""
         return self.order is not None
@@ -150,8 +155,8 @@ class _Replay(Across):
     def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         return partials if next(self.small) else self.overall(lambda: partials)
 
-    def square(self, x: Any) -> Any:
-        return (x * x).sum()
+    def square(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
+        return self.sum(x * x, dims)
 
     def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         if self.asked < len(self.known):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,66 +10,93 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from descend.engine.executors.profile import Scope, profile
-from descend.engine.executors.rounds import Ask, Carrier
+from descend.engine.executors.profile import profile
+from descend.engine.executors.sums import StepGenerator, SumRequest, Totals, over_all
 from descend.engine.job import Job, flatten, is_dense, real, resolved, values_of
-from descend.engine.known import Across, Dims, Known, OverallKnown, Pause, State
-from descend.engine.rule import Rule
+from descend.engine.known import Answered, Known, NeedSums, State
 from descend.engine.text import advance, advanced, cast_scalars, put
 
-# Elements a piece: large enough to hide the calls, small enough that the allocator has its temporaries at hand.
-CHUNK = 1 << 20
+# Elements of a piece, those of all tensors in hand together: many enough to hide the calls, few enough for the caches, and
+# for the allocator to have temporaries at hand.
+CHUNK = 1 << 21
 
 
-def run(rule: type[Rule], jobs: Sequence[Job], totals: list[tuple[Tensor, ...]]) -> list[tuple[Any, ...]]:
-    """Carry the jobs over one step, or as far as the first sum over all tensors that `totals` lacks.
+def run(jobs: Sequence[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
+    """Carry the jobs of a rule over one step; generators of those that need sums from elsewhere.
 
-    Returns:
-        The partial sums of the jobs that stopped there.
+    Args:
+        jobs: of one rule.
+        memory: nothing is kept.
+        totals: sums over all tensors that are known already.
     """
-    partials: list[tuple[Any, ...]] = []
+    waiting = _move(jobs, totals)
+    whole = [pair for pair in waiting if not pair[0].crosses]
+    shards = [_steps([pair], totals) for pair in waiting if pair[0].crosses]
+    return [_steps(whole, totals), *shards] if whole else shards
+
+
+def _steps(waiting: list[tuple[Job, _Context]], answers: Totals) -> StepGenerator:
+    """Ask for what whole parameters, or one shard, have to sum with others, until they have moved."""
+    while waiting:
+        asked = [_request(job, context) for job, context in waiting]
+        dims, parts = asked[0].dims, [list(one.partials) for one in asked]
+        first = waiting[0][0]
+        request = over_all(first, parts) if dims is None else SumRequest("own", first, parts, dims)
+        answers = [*answers, tuple((yield request))]
+        waiting = _move([job for job, _ in waiting], answers)
+
+
+def _move(jobs: Sequence[Job], answers: Totals) -> list[tuple[Job, _Context]]:
+    """Carry the jobs over one step, except those that need more sums from elsewhere; these are returned."""
+    waiting: list[tuple[Job, _Context]] = []
     contexts: dict[Any, _Context] = {}
     for job in jobs:
-        key = id(job.known), job.ndim, job.units, job.device
+        key = id(job.known), job.ndim, job.units, job.device, job.layout and job.layout.sharded
         context = contexts.get(key)
         if context is None:
-            context = contexts[key] = _Context(rule, job, totals)
+            context = contexts[key] = _Context(job, answers)
+        if context.waits:
+            waiting.append((job, context))
+            continue
         k, g = context.k, job.grad
         context.across.asked = 0
-        if context.waits:
-            partials.append(partial_sums(rule, job, k))
-            continue
         try:
-            if job.is_plain and context.is_plain and g.dtype is job.maths and (context.whole or job.numel <= CHUNK):
+            if job.is_plain and context.is_plain and g.dtype is job.maths and job.numel <= context.most:
                 p = job.param
                 if g.stride() == p.stride() or (g.is_contiguous() and p.is_contiguous()):
                     k.numel, k.ndim, k.shape = job.numel, job.ndim, job.shape
-                    advance(rule, p, g, job.live, k)
+                    advance(job.rule, p, g, job.live, k)
                     job.done = True
                     continue
-            for first, p, g, s in _pieces(job, context.whole, k):
+            for first, p, g, s in _pieces(job, context.most, k):
                 context.across.asked = 0
-                put(advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
+                if job.is_plain and context.is_plain and g.dtype is job.maths:
+                    advance(job.rule, p, g, State.of(s), k)
+                else:
+                    put(advanced(job.rule, job.rests, job.maths, p, g, s, k, job.dice(first), apart=k.skips), k)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise RuntimeError(f"{rule.__name__}: parameter {_name(job)}: {error}") from error
+            raise RuntimeError(f"{job.rule.__name__}: parameter {_name(job)}: {error}") from error
         job.done = True
-    return partials
+    return waiting
 
 
 class _Context:
     """What parameters that know the same have in common for the length of a pass.
 
     Attributes:
-        waits: whether their text needs a sum over all tensors that is not known yet.
-        whole: whether it must have whole tensors in hand.
+        waits: whether their text needs a sum from elsewhere that is not known yet.
+        most: the elements that it may have in hand of a tensor.
         is_plain: whether it may work on the tensors themselves.
     """
 
-    def __init__(self, rule: type[Rule], job: Job, totals: list[tuple[Tensor, ...]]) -> None:
-        needs = profile(rule, job)
-        self.waits, self.whole = needs.overall > len(totals), needs.whole
+    def __init__(self, job: Job, answers: Totals) -> None:
+        needs = profile(job.rule, job)
+        crosses = job.crossed if job.crosses else None
+        asked = [s for s, dims in needs.rounds if s == "overall" or (crosses is not None and any(map(crosses, dims)))]
+        self.waits = len(asked) > len(answers)
+        self.most = math.inf if needs.whole else 1.5 * CHUNK / needs.held
         self.k = _known(job)
-        self.across = self.k.across = OverallKnown([tuple(x.to(job.device) for x in sums) for sums in totals])
+        self.across = self.k.across = Answered([tuple(x.to(job.device) for x in sums) for sums in answers], crosses)
         self.is_plain = not self.k.skips
 
 
@@ -84,14 +112,17 @@ def _known(job: Job) -> Known:
     return cast_scalars(k, job.maths) if job.group["capturable"] else k
 
 
-def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
-    """The parameter, gradient and state, at once or flat in storage order, piece by piece, each with its first place."""
+def _pieces(job: Job, most: float, k: Known) -> Iterator[tuple[int, Tensor, Tensor, dict[str, Tensor]]]:
+    """The parameter, gradient and state, at once or flat in storage order, piece by piece, each with its first place.
+
+    Tensors without data need no pieces: there are no temporaries to bound, and a planned shard may have 2^41 elements.
+    """
     p, g = values_of(job)
     s = {name: real(job.state[name]) for name in job.resting}
     alike = all(
         slot.per_block or (slot.like_parameter and s[name].stride() == p.stride()) for name, slot in job.resting.items()
     ) and (p.is_contiguous() or not job.rests.in_order)
-    if whole or p.numel() <= CHUNK or not alike or not is_dense(p):
+    if p.numel() <= most or not alike or not is_dense(p) or p.is_meta:
         if alike:
             p, g, s = job.seen(p), job.seen(g), {name: _seen(job, name, t) for name, t in s.items()}
         k.measure(job.whole if job.layout else tuple(p.shape))
@@ -100,56 +131,15 @@ def _pieces(job: Job, whole: bool, k: Known) -> Iterator[tuple[int, Tensor, Tens
     k.measure(job.whole if job.layout else tuple(p.shape))
     p, g, s = flatten(p), flatten(g), {name: flatten(t) for name, t in s.items()}
     length = job.rests.length or 1
-    piece = max(CHUNK // length, 1) * length
-    for start in range(0, p.numel(), piece):
-        many = min(piece, p.numel() - start)
-        each = {name: job.resting[name].per_block or 1 for name in s}
-        cut = {name: t.narrow(0, start // each[name], many // each[name]) for name, t in s.items()}
-        yield start, p.narrow(0, start, many), g.narrow(0, start, many), cut
+    count = round(1.5 * p.numel() / most)
+    piece = math.ceil(p.numel() / count / length) * length
+    cut = [torch.split(t, piece // (job.resting[name].per_block or 1)) for name, t in s.items()]
+    for i, (p_part, g_part, *parts) in enumerate(zip(torch.split(p, piece), torch.split(g, piece), *cut, strict=True)):
+        yield i * piece, p_part, g_part, dict(zip(s, parts, strict=True))
 
 
 def _seen(job: Job, name: str, t: Tensor) -> Tensor:
     return job.seen(t) if job.resting[name].like_parameter else t
-
-
-class _Apart(Across):
-    """Answers the sums over processes that are known; pauses the text at the first one that is not."""
-
-    def __init__(self, job: Job, known: Sequence[tuple[Tensor, ...]]) -> None:
-        self.job = job
-        self.known = known
-        self.asked = 0
-
-    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
-        if not any(self.job.crossed(d) for d in dims):
-            return partials
-        return self._next(lambda: partials, dims)
-
-    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-        return self._next(begin, None)
-
-    def _next(self, begin: Callable[[], tuple[Any, ...]], dims: tuple[Dims, ...] | None) -> tuple[Any, ...]:
-        if self.asked == len(self.known):
-            raise Pause(begin(), dims)
-        self.asked += 1
-        return self.known[self.asked - 1]
-
-
-def carry(rule: type[Rule], job: Job) -> Carrier:
-    """Carry a job in pieces over one step; the text runs anew, on copies, each time that sums have come."""
-    k, known = _known(job), list[tuple[Tensor, ...]]()
-    (_, p, g, s), *_ = _pieces(job, True, k)
-    while True:
-        k.across = _Apart(job, known)
-        try:
-            stored = advanced(rule, job.rests, job.maths, p, g, s, k, job.dice(), apart=True)
-            break
-        except Pause as pause:
-            scope: Scope = "own" if pause.dims else "overall"
-            dims = pause.dims or (None,) * len(pause.partials)
-            known.append(tuple((yield Ask(scope, job, list(pause.partials), dims))))
-    put(stored, k)
-    job.done = True
 
 
 class Scratch(State):
@@ -165,27 +155,28 @@ class Scratch(State):
         if name not in self._names:
             return super().__getattr__(name)
         value: Tensor = self._load(name).clone()
-        setattr(self, name, value)
+        vars(self)[name] = value
         return value
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
 
-def partial_sums(rule: type[Rule], job: Job, k: Known) -> tuple[Any, ...]:
-    """The partial sums of the first round over all tensors that is not known yet; nothing is changed."""
+def _request(job: Job, context: _Context) -> NeedSums:
+    """What the text asks for after the sums that are known; nothing is changed."""
+    k = context.k
+    context.across.asked = 0
     if job.is_plain:
-        value, g, load = job.param, resolved(job.grad), job.state.__getitem__
+        p, g, load = job.param, resolved(job.grad), job.state.__getitem__
+        k.measure(tuple(p.shape))
     else:
-        p, g = values_of(job)
-        resting = {name: real(job.state[name]) for name in job.resting}
-        value, load = job.rests.parameter(p, resting, job.maths), partial(_slot, job, p, resting)
-    k.measure(tuple(value.shape))
+        (_, stored, g, s), *_ = _pieces(job, math.inf, k)
+        p, load = job.rests.parameter(stored, s, job.maths), partial(_slot, job, stored, s)
     try:
-        advance(rule, value, g.to(job.maths), Scratch(job.slots, load), k)
-    except Pause as pause:
-        return tuple(pause.partials)
-    raise AssertionError(f"{rule.__name__} asks for fewer sums than it did on trial")
+        advance(job.rule, p.clone() if job.crosses else p, g.to(job.maths), Scratch(job.slots, load), k)
+    except NeedSums as need:
+        return need
+    raise AssertionError(f"{job.rule.__name__} asks for fewer sums than it did on trial")
 
 
 def _slot(job: Job, p: Tensor, resting: Mapping[str, Tensor], name: str) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -30,11 +31,13 @@ class Profile:
         small: for every round over one tensor, whether it only adds up what earlier rounds gave, and so is not listed;
             of a parameter in pieces every round is.
         shaped: whether the text needs the parameter's shape.
+        held: how many tensors of the parameter's size there are at once: it, its gradient, its state and temporaries.
     """
 
     rounds: tuple[tuple[Scope, tuple[Dims, ...]], ...] = ()
     small: tuple[bool, ...] = ()
     shaped: bool = False
+    held: int = 1
 
     @property
     def overall(self) -> int:
@@ -82,36 +85,58 @@ def _profile(
         {**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": float(2**ndim), "ndim": ndim, "shape": shape}, across
     )
     p, g = torch.ones(shape, device="cpu"), torch.ones(shape, device="cpu")
-    state = State({name: slot.new(p).to(p.dtype) for name, slot in slots})
+    state = {name: slot.new(p).to(p.dtype) for name, slot in slots}
+    watch = _Watch(rule.__name__, across, (p, g, *state.values()))
     try:
-        with torch.no_grad(), _ReductionsByHand(rule.__name__, across) if ndim == 1 else nullcontext():
-            advance(rule, p, g, state, k)
-    except IndexError as error:
+        with torch.no_grad(), watch if ndim == 1 else nullcontext():
+            advance(rule, p, g, State(state), k)
+    except _OnePart:
+        raise
+    except (IndexError, RuntimeError) as error:
+        if ndim > 1:
+            raise
         raise RuntimeError(
             f"{rule.__name__}: its lines use dimensions that a flat tensor does not have ({error}); "
-            f'a rule that sees rows and columns says reach = "rows"'
+            f'a rule that sees rows and columns says reach = "rows"; one that multiplies matrices says reach = "matrix"'
         ) from error
-    return Profile(tuple(across.rounds), tuple(across.small), shaped=ndim > 1)
+    return Profile(tuple(across.rounds), tuple(across.small), shaped=ndim > 1, held=watch.held)
 
 
-class _ReductionsByHand(TorchFunctionMode):
-    """Raises where a text sums by itself: it has one chunk, or one shard, of the tensor in hand."""
+class _OnePart(RuntimeError):
+    """A text does by itself what it needs the whole tensor for."""
 
-    def __init__(self, rule: str, across: _Counting) -> None:
+
+class _Watch(TorchFunctionMode):
+    """Counts the tensors in hand, and raises where a text sums or looks at rows by itself: it may have a part of them."""
+
+    def __init__(self, rule: str, across: _Counting, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self.rule, self.across = rule, across
+        self.seen = {id(x): ref(x) for x in tensors}
+        self.held = len(self.seen)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
         x = args[0] if args else None
-        if name in _REDUCTIONS and isinstance(x, Tensor) and x.numel() > 1 and not self.across.is_asked:
-            raise RuntimeError(
+        by_hand = not self.across.is_asked and isinstance(x, Tensor) and x.nelement() > 1
+        if by_hand and name in _REDUCTIONS:
+            raise _OnePart(
                 f"{self.rule}: its lines reduce a tensor with {name}(), and have only a part of it in hand; "
                 f"write {_REDUCTIONS[name]}, which sums over the whole parameter"
             )
-        return func(*args, **(kwargs or {}))
+        if by_hand and (name in _OF_SHAPES or func in _TURNED):
+            what = f"{name}()" if name in _OF_SHAPES else "a transpose"
+            raise _OnePart(
+                f"{self.rule}: its lines use {what}, and have a flat part of the tensor in hand; a rule that sees rows "
+                'and columns says reach = "rows", one that multiplies matrices says reach = "matrix"'
+            )
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.nelement() > 1:
+            self.seen[id(result)] = ref(result)
+            self.held = max(self.held, sum(seen() is not None for seen in self.seen.values()))
+        return result
 
 
 _SUMS = "k.sums(...), for example of a comparison"
@@ -123,6 +148,12 @@ _REDUCTIONS = {
     **dict.fromkeys(("max", "min", "amax", "amin", "aminmax", "median", "all", "any", "argmax", "argmin"), _SUMS),
     **dict.fromkeys(("std", "var", "std_mean", "var_mean", "prod", "logsumexp", "cumsum", "sort", "topk"), _SUMS),
 }
+
+#: What depends on the shape.
+_OF_SHAPES = frozenset(
+    ("matmul", "mm", "bmm", "mv", "einsum", "transpose", "t", "permute", "flip", "roll", "size", "numel", "__getitem__")
+)
+_TURNED = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
 
 
 class _Counting(Across):
@@ -137,9 +168,9 @@ class _Counting(Across):
         self.is_asked = False
         return total
 
-    def square(self, x: Any) -> Any:
+    def square(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
         self.is_asked = True
-        total = super().square(x)
+        total = super().square(x, dims)
         self.is_asked = False
         return total
 

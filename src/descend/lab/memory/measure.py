@@ -125,7 +125,7 @@ def weights(name: str, model: Model) -> Weights:
 
 def rate(name: str) -> float:
     """The learning rate to train with: the one found, or the middle of what its authors suggest."""
-    suggested = descend.get_optimizer_info(name).suggested_lr
+    suggested = descend.get_optimizer_info(name.partition("+")[0]).suggested_lr
     return RATES.get(name, math.sqrt(math.prod(suggested)) if suggested else 1e-3)
 
 
