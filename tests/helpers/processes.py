@@ -57,7 +57,7 @@ class Piece:
             if not dims:
                 return pieces[int(mesh)].local
             if dims[0] is None:
-                return part(next(row for row in mesh if rank in row), dims[1:])
+                return part(next((row for row in mesh if rank in row), mesh[0]), dims[1:])  # any replica will do
             return torch.cat([part(row, dims[1:]) for row in mesh], dims[0])
 
         return part(self.mesh, self.dims)
