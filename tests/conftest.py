@@ -32,8 +32,10 @@ def full_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What shares work goes to one of several workers: kernels and oracles of an optimizer, the processes."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         if "processes" in getattr(item, "fixturenames", ()):
