@@ -20,6 +20,12 @@ kernels.BUNDLE = 2
 
 
 @pytest.fixture
+def bundles_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One parameter a compiled call, where the text of a rule is what is tested: half the code."""
+    monkeypatch.setattr(kernels, "BUNDLE", 1)
+
+
+@pytest.fixture
 def full_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many parameters a compiled call as users have."""
     monkeypatch.setattr(kernels, "BUNDLE", BUNDLE)
