@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all test-integrations test-versions table check bench memory docs clean
+.PHONY: race test test-slow test-all test-integrations test-versions test-gpu test-gpu-slow bench-gpu table check bench memory leaderboard docs clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -80,6 +80,10 @@ memory: $(VENV)/.lab  ## bytes, peaks, times and losses of every storage, and do
 	$(VENV)/bin/python benchmarks/record.py train runs/memory.json
 	$(VENV)/bin/python benchmarks/record.py memory runs/memory.json docs/memory.md
 
+leaderboard: $(VENV)/.lab  ## 25 optimizers on every task, in parts that go on where they were stopped, and its page
+	$(VENV)/bin/python benchmarks/leaderboard.py record docs/leaderboard.json
+	$(VENV)/bin/python benchmarks/leaderboard.py page docs/leaderboard.json docs/leaderboard.md
+
 docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted, not timed
 	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md
 
@@ -96,5 +100,27 @@ $(FRAMEWORKS)/.ready: pyproject.toml $(TRIED) $(PEERS)
 test-integrations: $(FRAMEWORKS)/.ready  ## the recipes of docs/frameworks and docs/from_*.md, and trainings in other people's frameworks
 	$(FRAMEWORKS)/bin/python -m pytest -m integrations -rs tests/integrations
 
+# Triton stands in a folder of its own: other tests run as where there is none.
+TRITON := .triton
+
+$(TRITON)/.ready: $(VENV)/.dev
+	$(VENV)/bin/pip install --quiet --no-deps --upgrade --target $(TRITON) triton==3.7.1
+	touch $@
+
+test-gpu: $(TRITON)/.ready  ## what a step asks of a GPU, and the kernels written for one, where there is none
+	PYTHONPATH=$(TRITON) $(RUN) pytest -m "gpu and not slow" -rs tests/gpu
+
+test-gpu-slow: $(TRITON)/.ready  ## more rules, and another generation of GPUs
+	PYTHONPATH=$(TRITON) $(RUN) pytest -m "gpu and slow" -rs tests/gpu
+
+docs/gpu.json: $(VENV)/.dev  ## launches, copies and waits of a step, beside other optimizers; counted, not timed
+	$(VENV)/bin/python tools/gpu_account.py record $@
+	$(VENV)/bin/python tools/gpu_account.py render $@ docs/gpu.md
+
+BENCH_GPU_PYTHON ?= $(PYTHON)
+
+bench-gpu:  ## on a machine with CUDA, in an environment that has torch: the CUDA tests, and times beside other optimizers
+	$(BENCH_GPU_PYTHON) tools/bench_gpu.py runs
+
 clean:
-	rm -rf $(VENV) $(BENCH) $(FRAMEWORKS) .venv-torch-* build dist runs
+	rm -rf $(VENV) $(BENCH) $(FRAMEWORKS) $(TRITON) .venv-torch-* build dist runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -276,6 +277,7 @@ class Optimizer(Unwrappable, Rule):
             with torch.enable_grad():
                 loss = closure()
         self._agree()
+        self._read_scaling()
         jobs = self._plan.jobs(self, self._moved)
         self._moved.clear()
         self._skipped = not rehearsal and (self._overflows() or self._is_to_skip(jobs))
@@ -333,6 +335,14 @@ class Optimizer(Unwrappable, Rule):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         return stack
 
+    def _read_scaling(self) -> None:
+        """Read what a GradScaler leaves on the device, all of it at once, where the host has to know it."""
+        scale, found_inf = vars(self).get("grad_scale"), vars(self).get("found_inf")
+        capturable = any(group["capturable"] for group in self.param_groups)
+        if scale is not None and found_inf is not None and not capturable and found_inf.device.type != "cpu":
+            both = torch.stack([x.reshape(()).to(found_inf.device) for x in (scale, found_inf)])
+            self.grad_scale, self.found_inf = both.cpu()
+
     def _overflows(self) -> bool:
         """Whether a GradScaler that leaves the check to us found an infinity; with `capturable` the kernels see to it."""
         found_inf = getattr(self, "found_inf", None)
@@ -344,8 +354,7 @@ class Optimizer(Unwrappable, Rule):
         if not any(group["skip_nonfinite"] for group in self.param_groups):
             return False
         watched = [job.grad for job in jobs if job.group["skip_nonfinite"]]
-        bad = not all(bool(torch.isfinite(g).all()) for g in watched)
-        return anywhere(bad, self._all_params(), self._process_group)
+        return anywhere(not _all_finite(watched), self._all_params(), self._process_group)
 
     def _agree(self) -> None:
         """Before the first step, and after a new group: all processes are about the same parameters and options."""
@@ -557,6 +566,19 @@ def _defaults_of(kind: Any) -> Mapping[str, Any]:
     """The options of a rule that nobody was told anything about."""
     defaults: dict[str, Any] = kind([torch.nn.Parameter(torch.zeros(1, device="cpu"))]).defaults
     return defaults
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number is finite; the host waits for each device once."""
+    kinds: dict[torch.device, dict[torch.dtype, list[Tensor]]] = {}
+    for x in tensors:
+        if x.numel():
+            kinds.setdefault(x.device, {}).setdefault(x.dtype, []).append(x)
+    for alike in kinds.values():
+        finite = [torch.isfinite(torch.stack(torch._foreach_norm(xs, math.inf))) for xs in alike.values()]
+        if not bool(torch.cat(finite).all()):
+            return False
+    return True
 
 
 def _users_level() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -86,6 +86,7 @@ class Plan:
         if None in current:
             self._begin_counting(owner, [one for one, job in zip(found, current, strict=True) if job is None])
         on_host: list[tuple[Job, Resolved]] = []
+        on_device: list[tuple[Job, Resolved]] = []
         for (index, position, p, g), job in zip(found, current, strict=True):
             r, kept = resolved[index]
             if job is None:
@@ -99,10 +100,8 @@ class Plan:
                 if p not in owner.state:
                     self._homeless.append((owner.state, job))
             jobs.append(job)
-            if r.group["capturable"]:
-                tell_on_device(job, r)
-            else:
-                on_host.append((job, r))
+            (on_device if r.group["capturable"] else on_host).append((job, r))
+        tell_on_device(on_device)
         for (job, r), step in zip(on_host, self.counters.read([job for job, _ in on_host]), strict=True):
             made = None if job.carries else r.made.get((step + 1, (), job.traits))
             if made is None:
@@ -208,7 +207,7 @@ def trial_job(p: Tensor, r: Resolved) -> Job:
     job = new_job(p, r, {}, like=torch.empty_like(local(p), device="meta"))
     job.grad = torch.empty_like(local(p), device="meta")
     if r.group["capturable"]:
-        tell_on_device(job, r)
+        tell_on_device([(job, r)])
     else:
         tell(job, r, 1.0)
     return job
@@ -284,7 +283,25 @@ def tell(job: Job, r: Resolved, t: float) -> None:
     job.known, job.carried = r.at(t, before, job.traits)
 
 
-def tell_on_device(job: Job, r: Resolved) -> None:
-    """The same where step and carried scalars are tensors, and no number is read back."""
-    carried = {name: job.home[name] for name in r.rule.carried}
-    job.known, job.carried = r.known(job.home["step"].double() + 1, carried, dict(job.traits))
+def tell_on_device(found: Iterable[tuple[Job, Resolved]]) -> None:
+    """The same where steps and carried scalars are tensors: all of a group at once, and no number is read back."""
+    alike: dict[Any, list[tuple[Job, Resolved]]] = {}
+    for job, r in found:
+        alike.setdefault((id(r), job.device, _without_place(job)), []).append((job, r))
+    for (_, _, traits), some in alike.items():
+        r, jobs = some[0][1], [job for job, _ in some]
+        carried = {name: torch.stack([job.home[name] for job in jobs]) for name in r.rule.carried}
+        steps = torch.stack([job.home["step"] for job in jobs]).double() + 1
+        known, after = r.known(steps, carried, dict(traits))
+        for job, mine, later in zip(jobs, _unbound(known, len(jobs)), _unbound(after, len(jobs)), strict=True):
+            job.known, job.carried = {**mine, **dict(job.traits)}, later
+
+
+def _without_place(job: Job) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, value) for name, value in job.traits if name != "place")
+
+
+def _unbound(values: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """The numbers of each parameter, where they are vectors of one for each."""
+    rows = {name: v.unbind() if isinstance(v, Tensor) and v.dim() else [v] * count for name, v in values.items()}
+    return ({name: row[i] for name, row in rows.items()} for i in range(count))

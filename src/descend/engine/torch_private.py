@@ -17,6 +17,19 @@ from torch._compile import _disable_dynamo
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+# A GPU runs the same text of many tensors in one launch; that this needs more memory is not so where it has no buffers.
+_ON_A_GPU = {
+    "combo_kernels": True,
+    "combo_kernels_autotune": 0,
+    "combo_kernel_max_num_nodes": 64,
+    "combo_kernel_max_num_args": 500,
+    "combo_kernel_peak_memory_pct_threshold": None,
+    "combo_kernel_peak_memory_increase_gb": None,
+}
+# What sums are taken of is computed where they are, however long that takes, and never stored.
+_TO_SUMS = dict.fromkeys(
+    ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold"), 1 << 20
+)
 _NEEDED = {
     "fused=True": (
         ("torch.fx.experimental.proxy_tensor", "make_fx"),
@@ -59,7 +72,9 @@ def outside_graphs(function: _F) -> _F:
     return outside
 
 
-def compiled(function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor]) -> Compiled:
+def compiled(
+    function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor], to_sums: bool = False
+) -> Compiled:
     """A function of tensors compiled for every length of theirs, without guards. torch 2.6 - 2.15.
 
     ``torch.compile`` would check guards and look up each size at every call, and takes a subset of Python that differs
@@ -68,6 +83,7 @@ def compiled(function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Te
     Args:
         function: takes tensors, may change them in place, and returns a tuple of tensors.
         arguments: examples; sizes that are equal here are taken to be equal always, and those of 0 and 1 to be fixed.
+        to_sums: whether it gives sums, and changes nothing.
 
     Returns:
         The compiled code, which takes the arguments in a list and empties it.
@@ -88,7 +104,9 @@ def compiled(function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Te
 
     # Sizes are bound together with their checks from 2.14 on.
     unchecked = {"size_asserts": torch.__version__ >= "2.14.0.dev0", "alignment_asserts": False}
-    checks = config.patch({name: value for name, value in unchecked.items() if hasattr(config, name)})
+    on_a_gpu = {**_ON_A_GPU, **(_TO_SUMS if to_sums else {})} if arguments[0].device.type == "cuda" else {}
+    chosen = {**unchecked, **on_a_gpu}
+    checks = config.patch({name: value for name, value in chosen.items() if hasattr(config, name)})
     # The cache of traces would skip the step that the code is taken from; that of compiled code stays.
     tracing_anew = tracing_config.patch(enable_autograd_cache=False)
     # No mode of the caller acts on what is traced: a counter of operations, a default device.

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import OWN_STEP, Common, if_decoupled
+from descend.engine.options import OWN_STEP, Common
 from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
 from descend.engine.text import decay_amount, shape_direction
@@ -49,7 +49,6 @@ class Adan(Optimizer):
         arXiv 2208.06677.
     """
 
-    acts_with: ClassVar = if_decoupled("no_prox")
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
     own_stages: ClassVar[bool] = True

@@ -168,8 +168,14 @@ class Prodigy(Optimizer):
     @classmethod
     def after_step(cls, groups: Sequence[dict[str, Any]], totals: Totals, found_inf: Tensor | None) -> None:
         for pairing, size, *_ in totals:  # a process without gradients hears of more sums than there are
+            read = None  # by the host, once for all groups
             for group in groups:
-                _keep(group, pairing, size, found_inf)
+                if group["capturable"]:
+                    _keep(group, pairing, size, found_inf)
+                    continue
+                read = read or torch.stack([pairing, size]).tolist()
+                h = SimpleNamespace(**group)
+                group.update(_estimate(h, _memory(h), *read))
 
 
 def _memory(h: Any) -> Any:
@@ -188,11 +194,8 @@ def _estimate(k: Any, memory: Any, pairing: Any, size: Any) -> dict[str, Any]:
 
 
 def _keep(group: dict[str, Any], pairing: Tensor, size: Tensor, skipped: Tensor | None) -> None:
-    """Write the estimate of this step into the group: as numbers, or in place on the device under ``capturable``."""
+    """Write the estimate of this step into the group in place, on the device, as ``capturable`` has it."""
     h = SimpleNamespace(**group)
-    if not group["capturable"]:
-        group.update(_estimate(h, _memory(h), pairing.item(), size.item()))
-        return
     for name, value in _estimate(h, _memory(h), pairing, size).items():
         before = torch.as_tensor(group[name], dtype=torch.float64, device=pairing.device)
         group[name] = before.copy_(value if skipped is None else torch.where(skipped > 0, before, value))

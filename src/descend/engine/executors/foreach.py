@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,18 +109,91 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
             if isinstance(of_slot, Numbers):
                 torch._foreach_copy_(slots[name], of_slot.tensors)
         return
-    maths = first.maths
     params, grads, resting = _gather(batch)
-    p, s = _load(batch, params, resting)
-    g = [g.to(maths) for g in grads]
-    _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
-    changed: list[tuple[Tensor, Tensor]] = []
-    for i, job in enumerate(batch):
-        values = {name: tensors[i] for name, tensors in s.items()}
-        stored = job.rests.store(params[i], resting[i], p[i], values, job.dice())
-        changed += [(t, value) for t, value in stored if t is not value]
-    if changed:
-        torch._foreach_copy_([t for t, _ in changed], [value for _, value in changed])
+    converts = not first.rests.is_plain or {x.dtype for x in (params[0], grads[0], *resting[0].values())} != {
+        first.maths
+    }
+    if (converts or k.skips) and not first.rests.random and all(x.is_contiguous() for x in params):
+        joined = _Joined(batch, params, grads, resting)
+        _advance_lists(rule, joined.p, joined.g, joined.state, k)
+        stored = joined.stored()
+    else:
+        maths = first.maths
+        p, s = _load(batch, params, resting)
+        if k.skips:
+            p, s = [x.clone() for x in p], {name: [x.clone() for x in tensors] for name, tensors in s.items()}
+        g = [g.to(maths) for g in grads]
+        _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
+        stored = [
+            ([t], t, value)
+            for i, job in enumerate(batch)
+            for t, value in job.rests.store(
+                params[i], resting[i], p[i], {name: tensors[i] for name, tensors in s.items()}, job.dice()
+            )
+            if t is not value
+        ]
+    for tensors, before, value in stored:
+        value = value.to(before.dtype).reshape(-1)
+        if k.skips:
+            value = torch.where(k.found_inf > 0, _joined(tensors), value)
+        torch._foreach_copy_(list(tensors), _parts(value, tensors))
+
+
+class _Joined:
+    """A batch whose tensors lie end to end, a row a block, so that storage converts all of them at once.
+
+    Attributes:
+        p, g, state: the values, as lists of parts in the tensors' shapes.
+    """
+
+    def __init__(
+        self,
+        batch: Sequence[Job],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        resting: Sequence[Mapping[str, Tensor]],
+    ) -> None:
+        first = batch[0]
+        self._rests, self._params = first.rests, params
+        self._rows = sum(p.numel() for p in params) // (self._rests.length or 1)
+        self._resting = {name: [s[name] for s in resting] for name in first.resting}
+        self._param = self._join(params)
+        self._long = {
+            name: self._join(tensors)
+            for name, tensors in self._resting.items()
+            if first.resting[name].like_parameter or first.resting[name].per_block
+        }
+        self._value, self._values = self._rests.load(self._param, self._long, first.maths)
+        self._short = {
+            name: [x.to(first.maths, copy=True) for x in self._resting[name]]
+            for name in first.slots
+            if name not in self._values
+        }
+        self.p = _parts(self._value, params)
+        self.g = _parts(self._join(grads).to(first.maths), params)
+        parts = {name: _parts(value, params) for name, value in self._values.items()}
+        self.state = State({name: TensorList(tensors) for name, tensors in {**parts, **self._short}.items()})
+
+    def _join(self, tensors: Sequence[Tensor]) -> Tensor:
+        flat = _joined(tensors)
+        return flat.view(self._rows, -1) if self._rests.length else flat
+
+    def stored(self) -> list[tuple[Sequence[Tensor], Tensor, Tensor]]:
+        """What rests, as the batch's tensors and joined, with what it becomes."""
+        homes = {id(self._param): self._params, **{id(x): self._resting[name] for name, x in self._long.items()}}
+        long = self._rests.store(self._param, self._long, self._value, self._values, None)
+        short = [
+            ([t], t, value)
+            for name, values in self._short.items()
+            for t, value in zip(self._resting[name], values, strict=True)
+        ]
+        return [*((homes[id(joined)], joined, value) for joined, value in long), *short]
+
+
+def _parts(joined: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a joined tensor, in the shapes of the tensors that it was joined of."""
+    pieces = torch.split(joined.reshape(-1), [x.numel() for x in tensors])
+    return [piece.view(x.shape) for piece, x in zip(pieces, tensors, strict=True)]
 
 
 def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[Tensor], state: State, k: Known) -> None:

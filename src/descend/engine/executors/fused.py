@@ -7,6 +7,7 @@ import operator
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from descend.engine.executors import loop
-from descend.engine.executors.kernels import Signature, blank, kernel, leaves, signature_of, vectors
+from descend.engine.executors.kernels import Signature, blank, kernel, leaves, over_bundle, signature_of, vectors
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.sums import StepGenerator, SumRequest, Totals
 from descend.engine.job import Job, flatten, is_dense, is_plain, real, resolved
@@ -34,7 +35,7 @@ def run(jobs: list[Job], memory: dict[str, Any], totals: Totals = ()) -> list[St
         memory["seen"] = seen
     tiny, bundles = memory["tiny"], memory["bundles"]
     generators = loop.run(tiny, memory, totals) if tiny else []
-    tables = _Tables()
+    tables = _Tables(bundles)
     for bundle in bundles:
         steps = bundle.steps(totals, tables)
         if bundle.signature.asks > len(totals):
@@ -60,6 +61,11 @@ def _bundled(jobs: list[Job]) -> tuple[list[Job], list[Bundle]]:
         if compiles(rule, job):
             across = job.layout and (job.layout.mesh, job.layout.sharded)
             kinds.setdefault((signature_of(rule, job), across), []).append(job)
+    # On a GPU scratch would cost launches of its own: a step inside backward moves one parameter.
+    kinds = {
+        (replace(key[0], bundle=1) if len(members) == 1 and key[0].device.type == "cuda" else key[0], key[1]): members
+        for key, members in kinds.items()
+    }
     for signature, _ in kinds:
         for stage in range(len(signature.rounds) + 1):
             kernel(signature, stage)
@@ -126,35 +132,70 @@ def _missing_compiler(device: str) -> str | None:
 
 
 class _Tables:
-    """The scalars of this step as tensors, one row a parameter; each combination is made once."""
+    """The scalars of this step as tensors, one row a parameter; those that are on the host arrive in one copy."""
 
-    def __init__(self) -> None:
-        self._made: dict[tuple[int, int], Tensor] = {}
+    def __init__(self, bundles: Sequence[Bundle]) -> None:
+        self._bundles = bundles
+        self._made: dict[Any, Tensor] = {}
+        self._numbers: dict[torch.device, dict[float, Tensor]] = {}
 
-    def table(self, signature: Signature, jobs: Sequence[Job]) -> Tensor:
+    def table(self, bundle: Bundle) -> Tensor:
         """One row of scalars for each place in a bundle."""
-        known = jobs[0].known
-        if [job for job in jobs if job.known is not known]:
-            return _table(signature, jobs)
-        key = id(signature), id(known)
-        made = self._made.get(key)
-        if made is None:
-            made = self._made[key] = _table(signature, jobs)
-        return made
+        key = _alike(bundle)
+        if key not in self._made:
+            if bundle.jobs[0].group["capturable"]:
+                self._made[key] = _on_device(bundle, self._numbers.setdefault(bundle.signature.device, {}))
+            else:
+                self._made.update(_copied([one for one in self._bundles if not one.jobs[0].group["capturable"]]))
+        return self._made[key]
 
 
-def _table(signature: Signature, jobs: Sequence[Job]) -> Tensor:
-    filled = [*jobs, *[jobs[0]] * (signature.bundle - len(jobs))]
-    if not jobs[0].group["capturable"]:
-        rows = [[job.known[name] for name in signature.scalars] for job in filled]
-        return torch.tensor(rows, dtype=torch.float64, device="cpu").to(signature.device, non_blocking=True)
+def _alike(bundle: Bundle) -> Any:
+    """What is the same for bundles with the same scalars in all rows."""
+    known = bundle.jobs[0].known
+    return id(bundle) if [job for job in bundle.jobs if job.known is not known] else (id(bundle.signature), id(known))
+
+
+def _filled(bundle: Bundle) -> list[Job]:
+    return [*bundle.jobs, *[bundle.jobs[0]] * (bundle.signature.bundle - len(bundle.jobs))]
+
+
+def _copied(bundles: Sequence[Bundle]) -> dict[Any, Tensor]:
+    """The tables of bundles whose scalars are numbers, by what they have alike."""
+    found: dict[torch.device, dict[Any, Bundle]] = {}
+    for bundle in bundles:
+        found.setdefault(bundle.signature.device, {}).setdefault(_alike(bundle), bundle)
+    made: dict[Any, Tensor] = {}
+    for device, alike in found.items():
+        numbers: list[float] = []
+        starts = []
+        for bundle in alike.values():
+            starts.append(len(numbers))
+            for job in _filled(bundle):
+                numbers += [job.known[name] for name in bundle.signature.scalars]
+            numbers += [0.0] * (len(numbers) % 2)  # kernels take memory to begin at multiples of 16 bytes
+        # From pinned memory the device fetches by itself; the allocator waits until it has before it gives it again.
+        here = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        there = (here.pin_memory() if device.type == "cuda" else here).to(device, non_blocking=True)
+        for (key, bundle), start in zip(alike.items(), starts, strict=True):
+            rows, columns = bundle.signature.bundle, len(bundle.signature.scalars)
+            made[key] = there[start : start + rows * columns].view(rows, columns)
+    return made
+
+
+def _on_device(bundle: Bundle, numbers: dict[float, Tensor]) -> Tensor:
+    """The table of a bundle whose scalars are tensors; `numbers` keeps those that are not."""
+    device = bundle.signature.device
 
     def number(value: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value.to(torch.float64)
-        return torch.full((), value, dtype=torch.float64, device=signature.device)
+        if value not in numbers:
+            numbers[value] = torch.full((), value, dtype=torch.float64, device=device)
+        return numbers[value]
 
-    return torch.stack([torch.stack([number(job.known[name]) for name in signature.scalars]) for job in filled])
+    names, jobs = bundle.signature.scalars, _filled(bundle)
+    return torch.stack([number(job.known[name]) for job in jobs for name in names]).view(len(jobs), -1)
 
 
 def _places(signature: Signature, jobs: Sequence[Job]) -> Tensor:
@@ -240,7 +281,7 @@ class Bundle:
                 for g, p, stride in zip(grads, self._leaves, self._strides, strict=True)
             ]
         if self.signature.shaped:
-            return [job.seen(g) for job, g in zip(self.jobs, grads, strict=True)]
+            return [*(job.seen(g) for job, g in zip(self.jobs, grads, strict=True)), *self._spare_grads]
         if self.signature.rests.length is None:
             flat = [g.as_strided((g.numel(),), (1,)) for g in grads]
         elif self.signature.in_halves:
@@ -251,7 +292,7 @@ class Bundle:
 
     def steps(self, totals: Totals, tables: _Tables) -> StepGenerator:
         """Run the passes, asking for sums over all tensors that `totals` lacks, and for all sums over shards."""
-        table = tables.table(self.signature, self.jobs)
+        table = tables.table(self)
         if self._places is not None:
             table = torch.cat([table, self._places], 1)
         arguments = [*self._fixed, *self._grads(), table]
@@ -267,7 +308,10 @@ class Bundle:
                         partial = yield SumRequest(scope, self.jobs[0], [list(partial)], dims if shaped else (None,))
                     sums.append(vectors(partial))
                     continue
-                mine = partial if shaped else partial[0][: len(self.jobs)].sum(0).unbind(0)
+                count = len(self.jobs)
+                mine = (
+                    over_bundle(partial[: len(dims) * count], count) if shaped else partial[0][:count].sum(0).unbind(0)
+                )
                 total = tuple((yield SumRequest(scope, self.jobs[0], [list(mine)], dims)))
             sums.append((torch.stack([x.to(*where) for x in total]),))
         self.kernels[-1]([*arguments, *chain.from_iterable(sums)])
@@ -279,4 +323,4 @@ class Bundle:
 @lru_cache(maxsize=256)
 def _scratch(signature: Signature) -> tuple[list[Any], list[Any], list[list[Any]]]:
     """Tensors that nobody reads, to fill up a bundle."""
-    return blank(signature, [(2,)] * signature.bundle)
+    return blank(signature, [(2,) * len(signature.order or (0,))] * signature.bundle)

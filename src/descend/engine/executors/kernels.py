@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,8 +27,13 @@ from descend.engine.storage import Dice, Rests
 from descend.engine.text import advance, advanced, advanced_in_halves, cast_scalars, put
 from descend.engine.torch_private import Compiled, compiled
 
-# Parameters a call. A compiled function takes a fixed number; fewer are filled up with scratch.
+# Parameters a call, twice as many on GPUs where a text takes several. A compiled function takes a fixed number;
+# fewer are filled up with scratch.
 BUNDLE = 8
+# What GPUs load at once: where all lengths are multiples of it, kernels load and store 16 bytes at a time.
+_VECTOR = 16
+# Example lengths: from longer ones the compiler takes that a sum is worth many blocks of threads.
+_SHORT, _LONG = 1031, 1 << 20
 _PATIENCE = 2.0  # seconds of silence before a compile announces itself
 
 
@@ -36,7 +42,8 @@ class Signature:
     """All that a kernel depends on, and so its key: it has no guards.
 
     Attributes:
-        bundle: parameters a call: one where the text needs their shapes.
+        bundle: parameters a call: one where the text needs their shapes, but on GPUs.
+        aligned: whether lengths are multiples of what a GPU loads at once.
         in_pieces: whether others have the rest of the parameters; the table then tells what the pieces belong to.
     """
 
@@ -54,6 +61,7 @@ class Signature:
     bundle: int
     rests: Rests
     in_pieces: bool = False
+    aligned: bool = False
 
     @property
     def in_halves(self) -> bool:
@@ -88,10 +96,15 @@ def signature_of(rule: type[Rule], job: Job) -> Signature:
     slots = tuple((name, slot, job.state[name].dtype) for name, slot in job.resting.items())
     dtypes = job.param.dtype, job.grad.dtype, job.maths
     order = _memory_order(value) if needs.shaped else None
-    bundle = 1 if needs.shaped else BUNDLE // 2 if job.rests.in_halves else BUNDLE
+    on_gpu = job.param.device.type == "cuda"
+    usual = BUNDLE * 2 if on_gpu and needs.rounds else BUNDLE
+    if needs.shaped:  # on a host a loop of calls costs less than what larger texts take to compile
+        usual = BUNDLE if on_gpu and not job.crosses else 1
+    bundle = usual // 2 if job.rests.in_halves else usual
+    aligned = on_gpu and not needs.shaped and not job.rests.length and value.numel() % _VECTOR == 0
     text = flags(job), scalars(job), slots
     rounds = needs.rounds, needs.small
-    return Signature(rule, *text, *dtypes, job.param.device, *rounds, order, bundle, job.rests, job.crosses)
+    return Signature(rule, *text, *dtypes, job.param.device, *rounds, order, bundle, job.rests, job.crosses, aligned)
 
 
 def _memory_order(x: Tensor) -> tuple[int, ...]:
@@ -208,7 +221,11 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
             row = table[i].unbind(0)
             s = {n: column[i][0] if n in single else column[i] for n, column in zip(slot_names, state, strict=True)}
             answers = [
-                total[0].unbind(0) if scope == "overall" else of_one(total, dims) if shaped else total[0][i].unbind(0)
+                total[0].unbind(0)
+                if scope == "overall"
+                else of_one(total[i * len(dims) :][: len(dims)], dims)
+                if shaped
+                else total[0][i].unbind(0)
                 for (scope, dims), total in zip(signature.rounds[:stage], sums, strict=True)
             ]
             if in_halves:
@@ -236,7 +253,7 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
         if final:
             return ()
         if shaped:
-            return found[0]
+            return tuple(chain.from_iterable(found))
         return (torch.stack([torch.stack(list(partials or ())) for partials in found]),)
 
     return step
@@ -263,16 +280,33 @@ def _compiled(signature: Signature, stage: int) -> Compiled:
     text, arguments = _text(signature, stage), _example(signature, stage)
 
     def on_leaves(*tensors: Tensor) -> Any:
-        return text(*_regrown(arguments, iter(tensors)))
+        tree = _regrown(arguments, iter(tensors))
+        for p in leaves(tree[0]):
+            _settle(signature, p)
+        return text(*tree)
 
-    code = compiled(on_leaves, list(leaves(arguments)))
+    code = compiled(on_leaves, list(leaves(arguments)), to_sums=stage < len(signature.rounds))
     code(list(leaves(arguments)))
     return code
+
+
+def _settle(signature: Signature, p: Tensor) -> None:
+    """Tell the compiler what always holds: the length of blocks, and of what lengths are multiples."""
+    if signature.rests.length and not signature.shaped:
+        int(p.size(1)), int(p.stride(0))
+    if signature.aligned:
+        torch._check(p.size(0) % _VECTOR == 0)  # type: ignore[no-untyped-call]
 
 
 def vectors(sums: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Sums as kernels take them: single numbers as vectors of one."""
     return tuple(x.reshape(1) if x.dim() == 0 else x for x in sums)
+
+
+def over_bundle(sums: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Sums over `count` parameters, of sums that a text that needs shapes gives one parameter after another."""
+    each = len(sums) // count
+    return [torch.stack([*sums[i::each]]).sum(0) if count > 1 else sums[i] for i in range(each)]
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
@@ -293,9 +327,12 @@ def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
     """Inputs whose sizes all differ, with the sums that the stages before give."""
     shapes: list[tuple[int, ...]]
     if signature.order is None:
-        shapes = [(1031 + 34 * i,) for i in range(signature.bundle)]
+        start = _LONG if signature.rounds and signature.device.type == "cuda" else _SHORT
+        step = _VECTOR if signature.aligned else 34
+        shapes = [(start - start % _VECTOR * signature.aligned + step * i,) for i in range(signature.bundle)]
     else:
-        shapes = [tuple(37 + 2 * d for d in range(len(signature.order)))]
+        side = _SHORT if signature.device.type == "cuda" and len(signature.order) == 2 else 37
+        shapes = [tuple(side + 34 * i + 2 * d for d in range(len(signature.order))) for i in range(signature.bundle)]
     params, grads, state = blank(signature, shapes)
     table = torch.full((signature.bundle, signature.columns), 0.5, dtype=torch.float64, device=signature.device)
     sums: list[tuple[Tensor, ...]] = []
@@ -304,7 +341,7 @@ def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
         if not signature.shaped and scope == "overall":
             partial = (partial[0].sum(0),)
         if signature.shaped:
-            partial = (torch.stack(partial),) if scope == "overall" else vectors(partial)
+            partial = (torch.stack(over_bundle(partial, signature.bundle)),) if scope == "overall" else vectors(partial)
         sums.append(partial)
     return params, state, grads, table, sums
 

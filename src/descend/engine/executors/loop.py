@@ -13,7 +13,7 @@ from torch import Tensor
 from descend.engine.executors.profile import profile
 from descend.engine.executors.sums import StepGenerator, SumRequest, Totals, over_all
 from descend.engine.job import Job, flatten, is_dense, real, resolved, values_of
-from descend.engine.known import Answered, Known, NeedSums, State
+from descend.engine.known import Answered, Dims, Known, NeedSums, State
 from descend.engine.text import advance, advanced, cast_scalars, put
 
 # Elements of a piece, those of all tensors in hand together: many enough to hide the calls, few enough for the caches, and
@@ -39,8 +39,7 @@ def _steps(waiting: list[tuple[Job, _Context]], answers: Totals) -> StepGenerato
     """Ask for what whole parameters, or one shard, have to sum with others, until they have moved."""
     while waiting:
         asked = [_request(job, context) for job, context in waiting]
-        dims, parts = asked[0].dims, [list(one.partials) for one in asked]
-        first = waiting[0][0]
+        parts, dims, first = [partials for partials, _ in asked], asked[0][1], waiting[0][0]
         request = over_all(first, parts) if dims is None else SumRequest("own", first, parts, dims)
         answers = [*answers, tuple((yield request))]
         waiting = _move([job for job, _ in waiting], answers)
@@ -162,8 +161,8 @@ class Scratch(State):
         return name in self._names
 
 
-def _request(job: Job, context: _Context) -> NeedSums:
-    """What the text asks for after the sums that are known; nothing is changed."""
+def _request(job: Job, context: _Context) -> tuple[list[Tensor], tuple[Dims, ...] | None]:
+    """What the text asks for after the sums that are known, and along which dimensions; nothing is changed."""
     k = context.k
     context.across.asked = 0
     if job.is_plain:
@@ -175,7 +174,7 @@ def _request(job: Job, context: _Context) -> NeedSums:
     try:
         advance(job.rule, p.clone() if job.crosses else p, g.to(job.maths), Scratch(job.slots, load), k)
     except NeedSums as need:
-        return need
+        return list(need.partials), need.dims  # and not the exception, which holds the frames and their temporaries
     raise AssertionError(f"{job.rule.__name__} asks for fewer sums than it did on trial")
 
 
