@@ -243,12 +243,12 @@ class Alone:
 
 
 class Stopped(BaseException):
-    """Raised by whoever watches a race, to end it with what is done; no optimizer is at fault."""
+    """Raised by whatever watches a race, to end it with what is done; no optimizer is at fault."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a race is, for whoever watches it."""
+    """Where a race is, for whatever watches it."""
 
     name: str
     phase: str
