@@ -169,7 +169,7 @@ def in_rules() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "amsgrad keeps no maximum", "several", "terms.py",
-        "maximum.copy_(torch.maximum(maximum, x))", "maximum.copy_(x)", TIMM, "trajectories and amsgrad",
+        "return maximum.clamp_min_(x)", "return maximum.copy_(x)", TIMM, "trajectories and amsgrad",
     )  # fmt: skip
     yield Bug(
         "closures run without gradients", f"{timm} Adahessian until 1.0.28", "engine/optimizer.py",
@@ -223,7 +223,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "foreach takes the first parameter's step for all", f"{timm} Adopt until 1.0.28", "engine/executors/foreach.py",
-        "key = id(job.known), job.device", "key = 0, job.device", COMING, "late_first and Adopt",
+        "            id(job.known),\n            job.device,", "            0,\n            job.device,", COMING, "late_first and Adopt",
     )  # fmt: skip
     yield Bug(
         "the decay's reference follows a tensor lr", f"{timm}, corrected decay until 1.0.28", "engine/optimizer.py",
@@ -239,7 +239,7 @@ def in_the_engine() -> Iterator[Bug]:
     )  # fmt: skip
     yield Bug(
         "bfloat16 parameters are moved in a copy", "mixed-precision code", "engine/executors/foreach.py",
-        "    if changed:", "    if False:", PRECISION, "bfloat16 and SGD",
+        "    torch._foreach_copy_(list(tensors), _parts(value, tensors))", "    pass", PRECISION, "bfloat16 and SGD",
     )  # fmt: skip
     yield Bug(
         "a closure is called twice", "several", "engine/optimizer.py",
