@@ -114,7 +114,7 @@ def test_foreach_holds_a_batch_and_never_the_model(row: Row, monkeypatch: pytest
     monkeypatch.setattr(foreach, "BATCH_BYTES", 4 * 4 * 32 * 32)
     options = small.busiest(row.name)
     # Small tensors are joined, in copies of parameter, gradient and state.
-    for few, most in ((0, 8), (foreach.FEW, 8 + 4)):
+    for few, most in ((0, 8), (foreach.FEW, 8)):
         monkeypatch.setattr(foreach, "FEW", few)
         peak = peak_memory(row, options, (32, 32), 8, foreach=True)
         a_few_numbers = 256
