@@ -234,6 +234,9 @@ def _launches(name: str, args: tuple[Any, ...]) -> int:
     if not name.startswith(("_foreach_", "_fused_", "_amp_foreach_")):
         return 1
     lists = [a for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor)]
+    if name.startswith("_fused_"):
+        # Step counters are a list too, which the kernels read by pointer.
+        lists = [xs for xs in lists if xs[0].shape == lists[0][0].shape]
     first = lists[0]
     alike = all(
         x.shape == y.shape and x.stride() == y.stride() and (x.dtype == y.dtype or name == "_foreach_copy_")
