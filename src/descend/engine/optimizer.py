@@ -200,7 +200,7 @@ class Optimizer(Unwrappable, Rule):
             return
         try:
             r = self.resolve_for(p, group)
-            _check_rests(r, p)
+            _check_storage(r, p)
             by_shape = self.rule_of(group).reach in ("rows", "matrix")  # which a flat piece hides from its fallback too
             if self._is_flattened(index, p) and (by_shape or _sees_shapes(r, p)):
                 raise ValueError(
@@ -216,7 +216,7 @@ class Optimizer(Unwrappable, Rule):
         for i, p in enumerate(group["params"]):
             try:
                 if options.moves(p):
-                    _check_rests(resolved.of(p), p)
+                    _check_storage(resolved.of(p), p)
             except ValueError as error:
                 name = names[i] if i < len(names) else i
                 raise ValueError(f"{type(self).__name__}: parameter {name}: {error}") from None
@@ -609,7 +609,7 @@ def rehearses(optimizer: torch.optim.Optimizer) -> bool:
     return not anywhere(moves, params)
 
 
-def _check_rests(r: Resolved, p: Tensor) -> None:
+def _check_storage(r: Resolved, p: Tensor) -> None:
     _, storage = plan_storage(r.rule.slots(r.h, p), r.h, p)
     check_layout(p, storage.length, storage.random, r.rule.needs_whole(r.h))
     if r.h.offload_state and layout_of(p) is not None:

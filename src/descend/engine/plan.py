@@ -259,7 +259,7 @@ def match_storage(r: Resolved, p: Tensor, state: dict[str, Any], parameter: str)
         ValueError: if the parameter has another shape now, for which the state is none.
     """
     stored, _ = plan_storage(r.rule.slots(r.h, p), r.h, p)
-    if any(name in state and not _rests(state[name], slot, p) for name, slot in stored.items()):
+    if any(name in state and not _is_stored(state[name], slot, p) for name, slot in stored.items()):
         own = {name: value for name, value in state.items() if name not in ("step", *r.rule.carried)}
         found, others = placed(r, p, own, parameter, {}, strict=False)
         for name in own.keys() - found.keys() - set(others):
@@ -267,7 +267,7 @@ def match_storage(r: Resolved, p: Tensor, state: dict[str, Any], parameter: str)
         state.update(found)
 
 
-def _rests(value: Tensor, slot: Slot, p: Tensor) -> bool:
+def _is_stored(value: Tensor, slot: Slot, p: Tensor) -> bool:
     return value.dtype == (slot.dtype or state_dtype(p)) and tuple(value.shape) == slot.shape_for(p)
 
 

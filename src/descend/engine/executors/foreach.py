@@ -154,8 +154,8 @@ class _Joined:
         stored: Sequence[Mapping[str, Tensor]],
     ) -> None:
         first = batch[0]
-        self._rests, self._params = first.storage, params
-        self._rows = sum(p.numel() for p in params) // (self._rests.length or 1)
+        self._storage, self._params = first.storage, params
+        self._rows = sum(p.numel() for p in params) // (self._storage.length or 1)
         self._resting = {name: [s[name] for s in stored] for name in first.stored}
         self._param = self._join(params)
         self._long = {
@@ -163,7 +163,7 @@ class _Joined:
             for name, tensors in self._resting.items()
             if first.stored[name].like_parameter or first.stored[name].per_block
         }
-        self._value, self._values = self._rests.load(self._param, self._long, first.compute_dtype)
+        self._value, self._values = self._storage.load(self._param, self._long, first.compute_dtype)
         self._short = {
             name: [x.to(first.compute_dtype, copy=True) for x in self._resting[name]]
             for name in first.slots
@@ -176,12 +176,12 @@ class _Joined:
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         flat = _joined(tensors)
-        return flat.view(self._rows, -1) if self._rests.length else flat
+        return flat.view(self._rows, -1) if self._storage.length else flat
 
     def updated(self) -> list[tuple[Sequence[Tensor], Tensor, Tensor]]:
         """What storage, as the batch's tensors and joined, with what it becomes."""
         homes = {id(self._param): self._params, **{id(x): self._resting[name] for name, x in self._long.items()}}
-        long = self._rests.store(self._param, self._long, self._value, self._values, None)
+        long = self._storage.store(self._param, self._long, self._value, self._values, None)
         short = [
             ([t], t, value)
             for name, values in self._short.items()
