@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: race test test-slow test-all test-integrations test-versions test-gpu test-gpu-slow bench-gpu table check bench memory docs clean
+.PHONY: race test test-slow test-all test-integrations test-versions test-gpu test-gpu-slow bench-gpu table check bench memory leaderboard docs clean
 
 $(VENV)/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -79,6 +79,10 @@ memory: $(VENV)/.lab  ## bytes, peaks, times and losses of every storage, and do
 	$(VENV)/bin/descend memory --peaks --time --json runs/memory.json
 	$(VENV)/bin/python benchmarks/record.py train runs/memory.json
 	$(VENV)/bin/python benchmarks/record.py memory runs/memory.json docs/memory.md
+
+leaderboard: $(VENV)/.lab  ## 25 optimizers on every task, in parts that go on where they were stopped, and its page
+	$(VENV)/bin/python benchmarks/leaderboard.py record docs/leaderboard.json
+	$(VENV)/bin/python benchmarks/leaderboard.py page docs/leaderboard.json docs/leaderboard.md
 
 docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted, not timed
 	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md

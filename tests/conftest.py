@@ -20,14 +20,22 @@ kernels.BUNDLE = 2
 
 
 @pytest.fixture
+def bundles_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One parameter a compiled call, where the text of a rule is what is tested: half the code."""
+    monkeypatch.setattr(kernels, "BUNDLE", 1)
+
+
+@pytest.fixture
 def full_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many parameters a compiled call as users have."""
     monkeypatch.setattr(kernels, "BUNDLE", BUNDLE)
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What shares work goes to one of several workers: kernels and oracles of an optimizer, the processes."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         if "processes" in getattr(item, "fixturenames", ()):

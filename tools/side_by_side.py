@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import descend
-from descend.engine.known import Known
+from descend.engine.context import Known
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "own_optimizer.md"
 RULES = ("SGD", "AdamW", "Lion", "Adafactor", "Lamb", "Muon", "Adan", "AdaBelief", "MADGRAD", "ScheduleFreeSGD")

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from descend.catalogue.public import *  # noqa: F403
     from descend.catalogue.public import __all__ as _catalogue
     from descend.engine.in_backward import step_in_backward
-    from descend.engine.in_pieces import partitioned
     from descend.engine.master_weights import load_master_weights, master_weights
     from descend.engine.optimizer import Optimizer
     from descend.engine.warmup import WarmUp, warm_up
+    from descend.engine.zero import partitioned
     from descend.optimizers import *  # noqa: F403
 
     __all__ = [

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import descend
-from helpers.capabilities import ROOT
+from helpers import ROOT
 
 pytest.importorskip("matplotlib", reason="the site's pictures need matplotlib, which descend[lab] has")
 pytest.importorskip("typer", reason="costs are counted by the lab, which descend[lab] has")
-sys.path.insert(0, str(ROOT / "tools"))
-
 import elsewhere  # noqa: E402
 import layers  # noqa: E402
 import make_site  # noqa: E402

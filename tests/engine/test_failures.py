@@ -45,7 +45,7 @@ def test_a_step_that_raises_midway_leaves_the_rest_as_it_was(
     assert small.same(small.values(optimizer)[2:], before[2:])
     assert [s["step"].item() for s in after[2:]] == [2] * 4
     for s in (*after, *state):
-        s.pop("hessian", None)  # Adahessian's estimate of this step, which the next one makes anew.
+        s.pop("hessian", None)  # Adahessian's estimate of this step, which the next one makes again.
     assert small.same_states(after[3:], state[3:])
     monkeypatch.undo()
     small.take_steps(optimizer, 1, 2)

@@ -1,4 +1,4 @@
-"""State that rests on the host: the same results, whatever visits the device when."""
+"""State that is stored on the host: the same results, whatever visits the device when."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import descend
 from descend.engine.rule import Decay, Rule
 from descend.engine.slots import signed
-from descend.engine.text import shape_direction
+from descend.engine.update import shape_direction
 from helpers.cases import ROWS
 
 EXECUTORS = ({"foreach": False}, {"foreach": True}, {"fused": True})

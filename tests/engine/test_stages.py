@@ -166,6 +166,7 @@ def cases() -> list[Any]:
     return found
 
 
+@pytest.mark.usefixtures("bundles_of_one")
 @pytest.mark.parametrize("rule, options, executor", cases())
 def test_stages_match_their_papers(rule: str, options: Options, executor: str) -> None:
     compare(rule, options, executor)

@@ -1,4 +1,4 @@
-"""What rests between two steps is what was stored, as nearly as its storage promises."""
+"""What is stored between two steps is what was stored, as nearly as its storage promises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from descend.engine.storage import Blocks, Dice, Kahan, Split, Stochastic, block_length
+from descend.engine.storage import Blocks, ElementRng, Kahan, Split, Stochastic, block_length
 
 
 def values(seed: int, spread: float, *shape: int) -> torch.Tensor:
@@ -15,8 +15,8 @@ def values(seed: int, spread: float, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator) * torch.exp(spread * torch.randn(shape, generator=generator))
 
 
-def rested(storage: object, value: torch.Tensor, dice: Dice | None = None) -> torch.Tensor:
-    return storage.load(storage.store(value, dice), torch.float32)
+def rested(storage: object, value: torch.Tensor, rng: ElementRng | None = None) -> torch.Tensor:
+    return storage.load(storage.store(value, rng), torch.float32)
 
 
 @given(st.integers(0, 10**6), st.floats(0, 2), st.sampled_from((16, 48, 256)))
@@ -70,11 +70,11 @@ def test_kahan_keeps_sixteen_bits(seed: int) -> None:
 
 def test_stochastic_rounding_is_right_in_the_mean_and_repeats() -> None:
     value = values(0, 0.5, 256)
-    draws = torch.stack([rested(Stochastic(), value, Dice(7, step, 3)) for step in range(256)])
+    draws = torch.stack([rested(Stochastic(), value, ElementRng(7, step, 3)) for step in range(256)])
     ulp = 2.0 ** (torch.floor(torch.log2(value.abs())) - 7)
     assert bool(((draws.mean(0) - value).abs() < 0.15 * ulp).all())
-    assert torch.equal(draws[5], rested(Stochastic(), value, Dice(7, 5, 3)))
-    halves = [rested(Stochastic(), value[i : i + 128], Dice(7, 5, 3, first=i)) for i in (0, 128)]
+    assert torch.equal(draws[5], rested(Stochastic(), value, ElementRng(7, 5, 3)))
+    halves = [rested(Stochastic(), value[i : i + 128], ElementRng(7, 5, 3, first=i)) for i in (0, 128)]
     assert torch.equal(draws[5], torch.cat(halves))
 
 
@@ -91,12 +91,12 @@ def test_four_bits_take_a_neighbour(seed: int, spread: float, length: int, signe
     value = values(seed, spread, 8, length // 2, 2).reshape(8, 2, -1)
     value = value if signed else value.square()
     storage, root = Blocks(signed, length, 4), 2 if signed else 4
-    for dice in (None, Dice(7, 5, 3, slot=1)):
-        found, top = rested(storage, value, dice), value.abs().amax((-2, -1), keepdim=True)
+    for rng in (None, ElementRng(7, 5, 3, slot=1)):
+        found, top = rested(storage, value, rng), value.abs().amax((-2, -1), keepdim=True)
         near, away = (found / top).abs() ** (1 / root), (value / top).abs() ** (1 / root)
         least = 0 if signed else 1 / 15  # what is positive stays so
         assert bool((found * value >= 0).all())
-        assert bool(((near - away).abs()[away > least] <= (1 if dice else 0.5) / storage.most + 1e-4).all())
+        assert bool(((near - away).abs()[away > least] <= (1 if rng else 0.5) / storage.most + 1e-4).all())
         assert signed or bool((found > 0).all())
 
 
@@ -105,27 +105,29 @@ def test_four_bits_are_right_in_the_mean_over_steps_and_repeat(signed: bool) -> 
     value = values(0, 0.5, 4, 2, 64)
     value = value if signed else value.square() + 1e-3
     storage, top = Blocks(signed, 128, 4), value.abs().amax((-2, -1), keepdim=True)
-    draws = torch.stack([rested(storage, value, Dice(7, step, 3, slot=1)) for step in range(256)])
+    draws = torch.stack([rested(storage, value, ElementRng(7, step, 3, slot=1)) for step in range(256)])
     inside = torch.ones_like(value, dtype=torch.bool) if signed else value / top > 15.0**-4
     assert bool(((draws.mean(0) - value).abs()[inside] < 0.02 * top.expand_as(value)[inside]).all())
-    assert torch.equal(draws[5], rested(storage, value, Dice(7, 5, 3, slot=1)))
-    blocks = [rested(storage, value[i : i + 1], Dice(7, 5, 3, first=i * 128, slot=1)) for i in range(4)]
+    assert torch.equal(draws[5], rested(storage, value, ElementRng(7, 5, 3, slot=1)))
+    blocks = [rested(storage, value[i : i + 1], ElementRng(7, 5, 3, first=i * 128, slot=1)) for i in range(4)]
     assert torch.equal(draws[5], torch.cat(blocks))
 
 
 def test_dice_know_parameter_slot_and_chunk() -> None:
     like, far = torch.zeros(4, 64), torch.zeros(4096)
     places = [(7, 0, 1), (8, 0, 1), (7, 1, 1), (7, 1 << 32, 1), (7, 0, 2)]  # seed, group and position, slot
-    draws = [Dice(seed, 5, place, slot=slot).even(like) for seed, place, slot in places]
+    draws = [ElementRng(seed, 5, place, slot=slot).even(like) for seed, place, slot in places]
     assert not any(torch.equal(draws[i], draws[j]) for i in range(5) for j in range(i))
     # Two streams fill the square: as many pairs in each quarter of it.
-    steps = [Dice(7, torch.arange(4096), 0, slot=slot).even(torch.zeros(())) for slot in (1, 2, 3, 4)]
+    steps = [ElementRng(7, torch.arange(4096), 0, slot=slot).even(torch.zeros(())) for slot in (1, 2, 3, 4)]
     for i in range(4):
         for j in range(i):
             quarters = torch.bincount((2 * (steps[i] > 0.5) + (steps[j] > 0.5)).long(), minlength=4) / 4096
             assert bool(((quarters - 0.25).abs() < 0.02).all())
-    whole = Dice(7, 5, 3, first=96, slices=(64, 256))
-    assert torch.equal(whole.bits(far)[100:], Dice(7, 5, 3, first=96, slices=(64, 256), start=100).bits(far[100:]))
+    whole = ElementRng(7, 5, 3, first=96, slices=(64, 256))
+    assert torch.equal(
+        whole.bits(far)[100:], ElementRng(7, 5, 3, first=96, slices=(64, 256), start=100).bits(far[100:])
+    )
 
 
 def test_four_bits_move_by_steps_that_the_nearest_number_would_lose() -> None:
@@ -135,6 +137,6 @@ def test_four_bits_move_by_steps_that_the_nearest_number_would_lose() -> None:
         up = torch.arange(32).reshape(1, 2, 16) == 0  # holds the scale
         decay = torch.where(up, 1.0, 0.999)
         lost = storage.store(storage.load(lost, torch.float32) * decay)
-        kept = storage.store(storage.load(kept, torch.float32) * decay, Dice(0, step, 0, slot=1))
+        kept = storage.store(storage.load(kept, torch.float32) * decay, ElementRng(0, step, 0, slot=1))
     assert storage.load(lost, torch.float32).mean() == 1
     assert abs(float(storage.load(kept, torch.float32).flatten()[1:].mean()) - 0.999**1000) < 0.05

@@ -81,6 +81,6 @@ def launches_of_pass(signature: Signature, is_last: bool) -> int:
     """Kernels that one call of a compiled text launches, at most; a test of the generated code holds them to it."""
     if signature.shaped:
         return 3
-    if signature.rests.random:  # not one for the bundle yet
-        return signature.bundle * (2 if signature.rests.in_halves else 1)
+    if signature.storage.random:  # not one for the bundle yet
+        return signature.bundle * (2 if signature.storage.in_halves else 1)
     return 1 if is_last else 3

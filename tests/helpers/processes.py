@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 
 WORLD = 4
 PATIENCE = 120.0  # seconds after which a task counts as hanging
@@ -34,7 +34,7 @@ def _serve(rank: int, port: int, inbox: Any, outbox: Any) -> None:
         try:
             answer = _bytes(function(**given))
             outbox.put((rank, True, answer))
-        except BaseException:  # noqa: BLE001: whatever it is, the test has to hear of it
+        except BaseException:  # whatever it is, the test has to hear of it
             outbox.put((rank, False, traceback.format_exc()))
 
 
@@ -57,23 +57,25 @@ class Piece:
             if not dims:
                 return pieces[int(mesh)].local
             if dims[0] is None:
-                return part(next(row for row in mesh if rank in row), dims[1:])
+                return part(next((row for row in mesh if rank in row), mesh[0]), dims[1:])  # any replica will do
             return torch.cat([part(row, dims[1:]) for row in mesh], dims[0])
 
         return part(self.mesh, self.dims)
 
 
 def joined(results: list[Any]) -> list[Any]:
-    """The processes' results with whole tensors in place of pieces."""
-    flat, specs = zip(*(tree_flatten(result) for result in results), strict=True)
-    leaves = [
-        [
-            x.whole(rank, {r: flat[r][i] for r in x.mesh.flatten().tolist()}) if isinstance(x, Piece) else x
-            for i, x in enumerate(mine)
-        ]
-        for rank, mine in enumerate(flat)
+    """The processes' results with whole tensors in place of pieces, which lie at the same place of each result."""
+    leaves = [dict(tree_flatten_with_path(result)[0]) for result in results]
+
+    def whole(rank: int, path: Any, x: Any) -> Any:
+        if not isinstance(x, Piece):
+            return x
+        return x.whole(rank, {other: leaves[other][path] for other in x.mesh.flatten().tolist()})
+
+    return [
+        tree_map_with_path(lambda path, x, rank=rank: whole(rank, path, x), result)
+        for rank, result in enumerate(results)
     ]
-    return [tree_unflatten(mine, spec) for mine, spec in zip(leaves, specs, strict=True)]
 
 
 def _bytes(value: Any) -> bytes:

@@ -56,8 +56,12 @@ SOMETIMES: dict[tuple[str, str], str] = {
 
 
 def is_structural(options: dict[str, Any]) -> bool:
-    """Whether a variant is more than other numbers."""
-    return not options or any(not v or not isinstance(v, (int, float, tuple)) or v is True for v in options.values())
+    """Whether a variant is more than other numbers where there are numbers anyway."""
+    return (
+        not options
+        or bool(options.keys() & {"weight_decay", "momentum"})
+        or any(not v or not isinstance(v, (int, float, tuple)) or v is True for v in options.values())
+    )
 
 
 def turns(row: Row) -> dict[str, list[Any]]:

@@ -153,6 +153,6 @@ def test_state_of_a_square_matrix_in_its_own_sizes(name: str, options: dict[str,
 
 @pytest.mark.parametrize("name, expected", (("SOAP", 8 + 5), ("KLSOAP", 8 + 5), ("Shampoo", 8 + 5), ("Kron", 5 + 4)))
 def test_bytes_that_an_ordinary_step_moves(name: str, expected: int) -> None:
-    """Parameter, gradient and state are read; bases and roots that are seldom made anew are not written."""
+    """Parameter, gradient and state are read; bases and roots that are seldom made again are not written."""
     p = nn.Parameter(torch.empty(256, 256, device="meta"))
     assert bytes_of(getattr(descend, name)([p])) / p.nbytes == pytest.approx(expected, abs=0.05)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import descend
 from descend.catalogue import create_optimizer_v2
+from descend.engine.context import Known
 from descend.engine.job import Job
-from descend.engine.known import Known
 from descend.optimizers import adahessian, kron
 from helpers import DATA
 
@@ -93,7 +93,7 @@ class Estimates(Injected):
 
     def estimate(self, jobs: Sequence[Job], places: Sequence[int]) -> list[Tensor]:
         hessian = self.load.split(self.recorded["hessian"][self.step - 1])
-        return [hessian[self.places[job.param]] for job in jobs]
+        return [hessian[self.places[job.local_param]] for job in jobs]
 
 
 class Draws(Injected):
@@ -106,7 +106,7 @@ class Draws(Injected):
 
     def draw(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            at = self.step - 1, self.places[job.param]
+            at = self.step - 1, self.places[job.local_param]
             assert job.known["fits"] == self.recorded["updated"][at]
             drawn = {"place": at[1], "balances": bool(self.recorded["balanced"][at])}
             if "decay_draws" in self.recorded:

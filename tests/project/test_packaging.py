@@ -25,7 +25,6 @@ MODULES, INSTALLED_BYTES, WHEEL_BYTES = 120, 1_500_000, 500_000
 
 USER = """
 import torch
-from helpers import ROOT
 import descend
 
 model = torch.nn.Linear(2, 1)

@@ -173,7 +173,7 @@ class Run:
     kept: dict[int, np.ndarray] = field(default_factory=dict)
     step: int = 0
 
-    def advance(self, until: int, scheduled: bool = True) -> None:
+    def apply_update(self, until: int, scheduled: bool = True) -> None:
         for step in range(self.step + 1, until + 1):
             if scheduled and step == HALVE_LR_BEFORE and self.optimizer.param_groups[0]["lr"] is not None:
                 self.optimizer.param_groups[0]["lr"] *= 0.5

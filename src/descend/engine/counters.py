@@ -44,7 +44,7 @@ class Counters:
         """The steps that these parameters have taken."""
         if not jobs:
             return []
-        steps = [job.home["step"] for job in jobs]
+        steps = [job.state["step"] for job in jobs]
         pointers = list(map(Tensor.data_ptr, steps))
         if pointers != self._pointers:
             self._pointers, self._together = pointers, _together(steps)
@@ -61,7 +61,7 @@ class Counters:
             if self._together is not None and len(on_host) == len(self._pointers):
                 self._together.add_(1)
             else:
-                torch._foreach_add_([job.home["step"] for job in on_host], 1)
+                torch._foreach_add_([job.state["step"] for job in on_host], 1)
             _carry(on_host)
         if on_device:
             _count_on_device(on_device)
@@ -81,16 +81,16 @@ def _together(steps: Sequence[Tensor]) -> Tensor | None:
 def _widen(jobs: Sequence[Job]) -> bool:
     """Let counters that float32 would stop go on in float64; whether there were any."""
     stopping = [
-        job for job in jobs if job.home["step"].dtype != torch.float64 and job.home["step"] >= LARGEST_COUNT - 1
+        job for job in jobs if job.state["step"].dtype != torch.float64 and job.state["step"] >= LARGEST_COUNT - 1
     ]
     for job in stopping:
-        job.home["step"] = job.home["step"].double()
+        job.state["step"] = job.state["step"].double()
     return bool(stopping)
 
 
 def _carry(jobs: Sequence[Job]) -> None:
     for name, some in _carrying(jobs):
-        held = [job.home[name] for job in some]
+        held = [job.state[name] for job in some]
         torch._foreach_zero_(held)
         torch._foreach_add_(held, [job.carried[name] for job in some])
 
@@ -104,12 +104,12 @@ def _carrying(jobs: Sequence[Job]) -> Iterator[tuple[str, list[Job]]]:
 def _count_on_device(jobs: Sequence[Job]) -> None:
     """The same without a look at any number; steps that a GradScaler skips don't count."""
     skipped = jobs[0].known.get("found_inf")
-    steps = [job.home["step"] for job in jobs]
+    steps = [job.state["step"] for job in jobs]
     torch._foreach_add_(steps, 1)
     if skipped is not None:
         torch._foreach_sub_(steps, [skipped.float()] * len(steps))
     for name, some in _carrying(jobs):
-        held, values = [job.home[name] for job in some], [job.carried[name] for job in some]
+        held, values = [job.state[name] for job in some], [job.carried[name] for job in some]
         if skipped is not None:
             values = [torch.where(skipped > 0, before, value) for before, value in zip(held, values, strict=True)]
         torch._foreach_copy_(held, values)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from descend.engine.known import State
+from descend.engine.context import State
 from descend.engine.rule import Rule
 from descend.engine.sharding.layout import Dims, Layout, local
 from descend.engine.slots import Slot
-from descend.engine.storage import Dice, Rests
+from descend.engine.storage import ElementRng, StorageSpec
 
 
 @dataclass(eq=False)
@@ -22,25 +22,25 @@ class Job:
 
     Attributes:
         rule: what moves it.
-        leaf: the optimizer's own parameter, which may be spread over processes.
-        home: the optimizer's own state dict of it.
-        param: the parameter, or the piece of this process; complex ones appear as pairs of reals in `value`.
+        param: the optimizer's own parameter, which may be spread over processes.
+        state: the optimizer's own state dict of it.
+        local_param: the parameter, or the shard of this process; complex ones appear as pairs of reals in `view`.
         grad: its gradient, which is read only.
-        state: the tensors of the state that belong to `param`; the optimizer's own dict unless it is a piece.
+        local_state: the tensors of the state that belong to `local_param`; the optimizer's own dict unless it is a shard.
         layout: where the piece lies; None: the parameter is whole.
         present: whether there is a gradient here; where it is spread, another process may have one.
-        offloaded: whether the state rests on the host and the parameter does not.
+        offloaded: whether the state is stored on the host and the parameter does not.
         traits: its flags that depend on its shape.
         units: whether all dimensions but the first count as one for the rule, which saves a compiler many loops.
         held: the state with its names, as it was when the job was made.
         carries: whether its rule carries scalars from step to step.
         crosses: whether sums over the parameter go over other processes.
-        maths: the dtype that this parameter's arithmetic is done in.
+        compute_dtype: the dtype that this parameter's arithmetic is done in.
         is_plain: whether values rest as the rule takes them, so that it can work on the tensors themselves.
         live: the state as the rule sees it where it is plain.
         slots: what the rule declared for it.
-        resting: the tensors of the state as they rest, of which there may be several for a slot.
-        rests: how values are made of them.
+        stored: the tensors of the state as they are stored, of which there may be several for a slot.
+        storage: how values are made of them.
         dtype: the parameter's when the job was made; with `device` and `shape` what state and step depend on.
         group: the parameter group.
         known: scalars and flags for the text; jobs with the same dict can run as one batch.
@@ -48,13 +48,13 @@ class Job:
     """
 
     rule: type[Rule]
-    leaf: Tensor
-    home: dict[str, Any]
     param: Tensor
     state: dict[str, Any]
+    local_param: Tensor
+    local_state: dict[str, Any]
     slots: dict[str, Slot]
-    resting: dict[str, Slot]
-    rests: Rests
+    stored: dict[str, Slot]
+    storage: StorageSpec
     group: dict[str, Any]
     traits: tuple[tuple[str, Any], ...]
     units: bool = False
@@ -67,53 +67,55 @@ class Job:
     offloaded: bool = False
 
     def __post_init__(self) -> None:
-        p = self.param
-        self.dtype, self.device, self.shape = self.leaf.dtype, self.leaf.device, self.leaf.shape
+        p = self.local_param
+        self.dtype, self.device, self.shape = self.param.dtype, self.param.device, self.param.shape
         self.ndim, self.numel = p.dim(), float(p.numel())
-        self.held = tuple((name, self.home[name]) for name in ("step", *self.rule.carried, *self.resting))
+        self.held = tuple((name, self.state[name]) for name in ("step", *self.rule.carried, *self.stored))
         self.carries = bool(self.rule.carried)
         self.crosses = self.layout is not None and bool(self.layout.sharded)
-        self.maths = torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
-        whole = self.layout is None and not self.offloaded and type(self.leaf) in (Tensor, torch.nn.Parameter)
-        alike = p.dtype == self.maths and all(self.state[name].dtype == self.maths for name in self.resting)
-        self.is_plain = (
-            whole and alike and self.rests.is_plain and (p.dim() < 3 or not (self.units and self.rule.by_units))
+        self.compute_dtype = torch.float64 if p.dtype in (torch.float64, torch.complex128) else torch.float32
+        whole = self.layout is None and not self.offloaded and type(self.param) in (Tensor, torch.nn.Parameter)
+        alike = p.dtype == self.compute_dtype and all(
+            self.local_state[name].dtype == self.compute_dtype for name in self.stored
         )
-        self.live = State.of(self.state)
+        self.is_plain = (
+            whole and alike and self.storage.is_plain and (p.dim() < 3 or not (self.units and self.rule.by_units))
+        )
+        self.live = State.of(self.local_state)
 
     def is_current(self, p: Tensor) -> bool:
         """Whether the job holds still: it is about this parameter, which is what it was, with the state that it had."""
-        if self.leaf is not p or p.dtype is not self.dtype or p.shape != self.shape or p.device != self.device:
+        if self.param is not p or p.dtype is not self.dtype or p.shape != self.shape or p.device != self.device:
             return False
-        home = self.home
+        state = self.state
         for name, tensor in self.held:
-            if home.get(name) is not tensor:
+            if state.get(name) is not tensor:
                 return False
         return self.layout is None or (
-            self.param is local(p) and all(t is local(home[name]) for name, t in self.state.items())
+            self.local_param is local(p) and all(t is local(state[name]) for name, t in self.local_state.items())
         )
 
     @property
-    def value(self) -> Tensor:
+    def view(self) -> Tensor:
         """The parameter as its rule sees it: real, and of two dimensions at most where only units count."""
-        return self.seen(self.param.detach())
+        return self.seen(self.local_param.detach())
 
     @property
     def whole(self) -> tuple[int, ...]:
         """The shape of the whole parameter as its rule sees it."""
         if self.layout is None:
-            return tuple(self.value.shape)
-        shape = (*self.layout.shape, 2) if self.param.is_complex() else self.layout.shape
-        return shape if self.value.dim() == len(shape) else (shape[0], math.prod(shape[1:]))
+            return tuple(self.view.shape)
+        shape = (*self.layout.shape, 2) if self.local_param.is_complex() else self.layout.shape
+        return shape if self.view.dim() == len(shape) else (shape[0], math.prod(shape[1:]))
 
     def crossed(self, dims: Dims) -> tuple[int, ...]:
         """The dimensions of the mesh over which sums go along dimensions that the rule sees."""
         if self.layout is None:
             return ()
-        flat = dims is not None and self.value.dim() < len(self.layout.shape) and 1 in dims
+        flat = dims is not None and self.view.dim() < len(self.layout.shape) and 1 in dims
         return self.layout.crossed((*(dims or ()), *range(2, len(self.layout.shape))) if flat else dims)
 
-    def dice(self, start: int = 0) -> Dice | None:
+    def rng(self, start: int = 0) -> ElementRng | None:
         """Random bits for the elements from `start` on, where the parameter is rounded at random."""
         if "place" not in self.known:
             return None
@@ -122,19 +124,19 @@ class Job:
             lengths = self.layout.slice_lengths()
             slices = lengths if lengths[0] != lengths[1] else None
             first = self.layout.first
-        return Dice(seed, self.known["t"], self.known["place"], first, slices, start=start)
+        return ElementRng(seed, self.known["t"], self.known["place"], first, slices, start=start)
 
     def hold(self, name: str, value: Tensor) -> None:
         """Exchange a tensor of the state for one with other strides."""
         if self.layout is None:
-            self.state[name] = value
+            self.local_state[name] = value
             return
-        slot = self.resting[name]
-        self.home[name] = self.layout.wrap(value, self.layout.placed(slot), slot.shape_for(self.leaf))
-        self.state[name] = local(self.home[name])
+        slot = self.stored[name]
+        self.state[name] = self.layout.wrap(value, self.layout.placed(slot), slot.shape_for(self.param))
+        self.local_state[name] = local(self.state[name])
 
     def seen(self, x: Tensor) -> Tensor:
-        """The parameter, or a tensor that rests in memory as it does, in the shape that the rule sees."""
+        """The parameter, or a tensor that lies in memory as it does, in the shape that the rule sees."""
         x = real(x)
         if not self.units or x.dim() < 3 or not is_dense(x):
             return x
@@ -159,7 +161,7 @@ def resolved(x: Tensor) -> Tensor:
 
 def values_of(job: Job) -> tuple[Tensor, Tensor]:
     """The parameter and its gradient as reals, the gradient in the parameter's memory layout."""
-    p, g = job.param.detach(), resolved(job.grad.detach() if job.grad.requires_grad else job.grad)
+    p, g = job.local_param.detach(), resolved(job.grad.detach() if job.grad.requires_grad else job.grad)
     if p.is_complex():
         p, g = real(p), real(g)
     if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride():

@@ -11,7 +11,7 @@ from torch import Tensor
 from descend.engine.optimizer import Optimizer
 from descend.engine.sharding.layout import fresh, layout_of, local
 from descend.engine.slots import Slot, state_dtype
-from descend.engine.storage import Kahan, Split, Stochastic, rest
+from descend.engine.storage import Kahan, Split, Stochastic, plan_storage
 from descend.engine.unwrapped import unwrap
 
 
@@ -31,8 +31,8 @@ def write(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor,
     if kept is None:
         p.detach().copy_(value)
         return
-    for resting, part in zip(parts(optimizer, group, p), kept.store(local(value)), strict=True):
-        resting.copy_(part)
+    for stored, part in zip(parts(optimizer, group, p), kept.store(local(value)), strict=True):
+        stored.copy_(part)
 
 
 def parts(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> list[Tensor]:
@@ -115,12 +115,12 @@ def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Mapping[str,
 
 
 def _beside(optimizer: torch.optim.Optimizer, p: Tensor, kept: Kahan | Split) -> list[Tensor]:
-    """What is kept beside a parameter, wherever that rests."""
+    """What is kept beside a parameter, wherever that storage."""
     return [local(optimizer.state[p][name]) for name in kept.beside]
 
 
 def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Kahan | Split | None:
-    """How a parameter rests, where something is kept with it."""
+    """How a parameter storage, where something is kept with it."""
     master, state = _master(optimizer, group, p), optimizer.state.get(p, {})
     return master if master is not None and all(name in state for name in master.beside) else None
 
@@ -130,5 +130,5 @@ def _master(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tenso
     if not isinstance(optimizer, Optimizer) or group.get("master") is None:
         return None
     r = optimizer.resolve_for(p, group)
-    _, rests = rest(r.rule.slots(r.h, p), r.h, p)
-    return None if isinstance(rests.master, Stochastic) else rests.master
+    _, storage = plan_storage(r.rule.slots(r.h, p), r.h, p)
+    return None if isinstance(storage.master, Stochastic) else storage.master

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from typing_extensions import Self, Unpack
 
-from descend.engine import executors, options, serial
+from descend.engine import checkpoint, executors, options
 from descend.engine.backward_hooks import BackwardHooks
 from descend.engine.executors import fused
 from descend.engine.executors.profile import profile
@@ -30,7 +30,7 @@ from descend.engine.sharding.agreement import agree
 from descend.engine.sharding.collectives import anywhere
 from descend.engine.sharding.layout import check_layout, fresh, is_flat, layout_of, local, processes
 from descend.engine.slots import Slot
-from descend.engine.storage import rest
+from descend.engine.storage import plan_storage
 from descend.engine.torch_private import outside_graphs
 from descend.engine.unwrapped import Unwrappable, unwrap, unwrapped
 
@@ -200,7 +200,7 @@ class Optimizer(Unwrappable, Rule):
             return
         try:
             r = self.resolve_for(p, group)
-            _check_rests(r, p)
+            _check_storage(r, p)
             by_shape = self.rule_of(group).reach in ("rows", "matrix")  # which a flat piece hides from its fallback too
             if self._is_flattened(index, p) and (by_shape or _sees_shapes(r, p)):
                 raise ValueError(
@@ -216,7 +216,7 @@ class Optimizer(Unwrappable, Rule):
         for i, p in enumerate(group["params"]):
             try:
                 if options.moves(p):
-                    _check_rests(resolved.of(p), p)
+                    _check_storage(resolved.of(p), p)
             except ValueError as error:
                 name = names[i] if i < len(names) else i
                 raise ValueError(f"{type(self).__name__}: parameter {name}: {error}") from None
@@ -328,7 +328,7 @@ class Optimizer(Unwrappable, Rule):
         return bool(vars(unwrap(self)).get("_skipped", False))
 
     def _without_autocast(self) -> ExitStack:
-        """The maths has its own dtypes, also where somebody steps inside autocast."""
+        """The maths has its own dtypes, also where a step runs inside autocast."""
         stack = ExitStack()
         for kind in {group["params"][0].device.type for group in self.param_groups if group["params"]}:
             if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -368,7 +368,7 @@ class Optimizer(Unwrappable, Rule):
         """Let sums over all tensors go over a group of processes, each of which has other parameters.
 
         ``torch.distributed.optim.ZeroRedundancyOptimizer`` gives its processes whole parameters, each some of them;
-        :func:`~descend.engine.in_pieces.partitioned` calls this for it.
+        :func:`~descend.engine.zero.partitioned` calls this for it.
 
         Args:
             process_group: of torch.distributed.
@@ -386,10 +386,10 @@ class Optimizer(Unwrappable, Rule):
     def state_dict(self) -> dict[str, Any]:
         """torch's state_dict, with the optimizer's name and the version of the format."""
         self._name_what_was_appended()
-        return serial.stamped(super().state_dict(), self)
+        return checkpoint.stamped(super().state_dict(), self)
 
     @unwrapped
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> serial.IncompatibleKeys:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> checkpoint.IncompatibleKeys:  # type: ignore[override]
         """Load what :meth:`state_dict` gave, or a checkpoint of the same optimizer from timm or torch.
 
         Parameters are matched by ``param_names`` where both sides have them, else by position. Options come with the
@@ -409,7 +409,7 @@ class Optimizer(Unwrappable, Rule):
             ValueError: if the groups, the names of parameters or state, shapes or options are not this optimizer's.
         """
         self._name_what_was_appended()
-        return serial.load(self, state_dict, strict)
+        return checkpoint.load(self, state_dict, strict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -423,7 +423,7 @@ class Optimizer(Unwrappable, Rule):
         if not options.moves(param):
             return 0
         r = self.resolve_for(param, group or {})
-        slots, _ = rest(r.rule.slots(r.h, param), r.h, param)
+        slots, _ = plan_storage(r.rule.slots(r.h, param), r.h, param)
         meta = torch.empty_like(local(param), device="meta")
         tensors = [local(fresh(slot, param, meta)) for slot in slots.values()]
         return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(r.rule.carried)
@@ -471,7 +471,7 @@ class Optimizer(Unwrappable, Rule):
 
     @property
     def _plan(self) -> Plan:
-        """The jobs kept between steps; it is no state, and is made anew after a copy or a load."""
+        """The jobs kept between steps; it is no state, and is made again after a copy or a load."""
         kept = vars(unwrap(self))
         if "_kept_plan" not in kept:
             kept["_kept_plan"] = Plan()
@@ -609,9 +609,9 @@ def rehearses(optimizer: torch.optim.Optimizer) -> bool:
     return not anywhere(moves, params)
 
 
-def _check_rests(r: Resolved, p: Tensor) -> None:
-    _, rests = rest(r.rule.slots(r.h, p), r.h, p)
-    check_layout(p, rests.length, rests.random, r.rule.needs_whole(r.h))
+def _check_storage(r: Resolved, p: Tensor) -> None:
+    _, storage = plan_storage(r.rule.slots(r.h, p), r.h, p)
+    check_layout(p, storage.length, storage.random, r.rule.needs_whole(r.h))
     if r.h.offload_state and layout_of(p) is not None:
         raise ValueError("offload_state=True is for whole parameters; use fully_shard's CPUOffloadPolicy()")
 

@@ -47,7 +47,7 @@ class Common(TypedDict, total=False):
             High-Performance Large-Scale Image Recognition Without Normalization, 2021, arXiv 2102.06171). > 0.
         hyperball: the step keeps the norm of the parameter and is measured in it: p' = p − lr·‖p‖·u/‖u‖, then
             p'·‖p‖/‖p'‖; there is no weight decay (Hyperball).
-        state_dtype: what state rests in: a floating-point dtype or its name ("bfloat16"), or "int8" for averages of the parameter's shape, in
+        state_dtype: what state is stored in: a floating-point dtype or its name ("bfloat16"), or "int8" for averages of the parameter's shape, in
             blocks of up to 256 elements with a scale each; what has one dimension, and points in parameter space, stay
             float32. "int4": half of that again, rounded so that the mean over the steps is right; state that
             does not bear it, and blocks of odd length, stay "int8". A mapping from names of the state to these chooses for each.
@@ -57,7 +57,7 @@ class Common(TypedDict, total=False):
             whose mean is right. None: rounding to the nearest, which loses small steps.
         skip_nonfinite: leave out a step, on all processes, where a gradient has an infinity or a NaN; takes a pass over
             the gradients, and reads its result back to the host.
-        offload_state: the state of parameters on an accelerator rests in the host's memory, pinned, and visits the device
+        offload_state: the state of parameters on an accelerator is kept in the host's memory, pinned, and visits the device
             batch by batch in every step; the results are the same. For parameters on the CPU it changes nothing.
     """
 
@@ -87,7 +87,7 @@ class Common(TypedDict, total=False):
     offload_state: bool
 
 
-# How a step runs, and how state rests between two: no part of the mathematics, and so for the optimizer to choose that
+# How a step runs, and how state is stored between two: no part of the mathematics, and so for the optimizer to choose that
 # loads what another saved.
 EXECUTION_DEFAULTS: Mapping[str, Any] = {
     "foreach": None,

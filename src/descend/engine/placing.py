@@ -13,7 +13,7 @@ from descend.engine.host import is_far, on_host
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import Layout, fresh, full, layout_of, local
 from descend.engine.slots import Slot
-from descend.engine.storage import MASTERS_STATE, Blocks, packed, rest, rests_alike, unpacked
+from descend.engine.storage import MASTERS_STATE, Blocks, packed, plan_storage, stored_alike, unpacked
 
 #: From here on float32 counts no more.
 LARGEST_COUNT = 1 << 24
@@ -32,7 +32,7 @@ def placed(
     Args:
         r: the parameter's rule, and its options.
         p: the parameter.
-        entry: state of any storage: numbers, tensors, blocks with their scales.
+        entry: state of any blocks: numbers, tensors, blocks with their scales.
         parameter: how messages call the parameter.
         extra: state besides the rule's: tensors as slots, numbers with their start.
         strict: raise for state that is neither the rule's nor extra.
@@ -44,7 +44,7 @@ def placed(
         ValueError: for what is no such state, naming it.
     """
     slots = {**r.rule.slots(r.h, p), **{name: slot for name, slot in extra.items() if isinstance(slot, Slot)}}
-    resting, rests = rest(slots, r.h, p)
+    stored, storage = plan_storage(slots, r.h, p)
     layout, device = layout_of(p), p.device if r.h.capturable else torch.device("cpu")
     found: dict[str, Any] = {}
     unknown = []
@@ -57,12 +57,12 @@ def placed(
             elif name in extra and name not in slots:
                 found[name] = _number(value, torch.float32, torch.device("cpu"))
             elif name in slots:
-                storage = dict(rests.blocks).get(name)
-                found |= _rested(name, value, entry.get(f"{name}_scale"), slots[name], storage, resting, p, layout)
-            elif name in resting and name in MASTERS_STATE:
-                start = local(fresh(resting[name], p))
+                blocks = dict(storage.blocks).get(name)
+                found |= _rested(name, value, entry.get(f"{name}_scale"), slots[name], blocks, stored, p, layout)
+            elif name in stored and name in MASTERS_STATE:
+                start = local(fresh(stored[name], p))
                 if _tensor(value, p).dtype == start.dtype:  # what another dtype lacked is no part of this one
-                    found[name] = _fitted(_here(_tensor(value, p), layout, resting[name]), start)
+                    found[name] = _fitted(_here(_tensor(value, p), layout, stored[name]), start)
             elif name not in MASTERS_STATE and name.removesuffix("_scale") not in slots:  # none of another storage's
                 unknown.append(name)
         except ValueError as error:
@@ -73,10 +73,10 @@ def placed(
                 f"state_dict has state {name!r}; this optimizer keeps {known}. Is it another's? strict=False leaves it out"
             )
     if r.h.offload_state and is_far(p):
-        found |= {name: on_host(found[name]) for name in found.keys() & resting.keys() - extra.keys()}
+        found |= {name: on_host(found[name]) for name in found.keys() & stored.keys() - extra.keys()}
     if layout is not None:
-        for name in found.keys() & resting.keys():
-            slot = resting[name]
+        for name in found.keys() & stored.keys():
+            slot = stored[name]
             found[name] = layout.wrap(found[name], layout.placed(slot), slot.shape_for(p))
     return found, unknown
 
@@ -92,8 +92,8 @@ def _rested(
     value: Any,
     scale: Tensor | None,
     slot: Slot,
-    storage: Blocks | None,
-    resting: Mapping[str, Slot],
+    blocks: Blocks | None,
+    stored: Mapping[str, Slot],
     p: Tensor,
     layout: Layout | None,
 ) -> dict[str, Tensor]:
@@ -103,14 +103,12 @@ def _rested(
     value = _here(value, layout, slot if scale is None or value.shape == p.shape else by_blocks)
     if scale is not None:
         scale = _here(scale, layout, by_blocks)
-        if storage is not None and rests_alike(value, scale, storage, start):
+        if blocks is not None and stored_alike(value, scale, blocks, start):
             return {name: value.to(p.device, copy=True), f"{name}_scale": scale.to(p.device, copy=True)}
         value = unpacked(value, scale, slot, start.shape)
     value = _fitted(value, start)
     return (
-        {name: value.to(resting[name].dtype or value.dtype)}
-        if storage is None
-        else packed(name, storage, resting, value)
+        {name: value.to(stored[name].dtype or value.dtype)} if blocks is None else packed(name, blocks, stored, value)
     )
 
 

@@ -18,7 +18,7 @@ from descend.engine.placing import placed
 from descend.engine.resolved import Resolved
 from descend.engine.sharding.layout import fresh, layout_of, local
 from descend.engine.slots import Slot, state_dtype
-from descend.engine.storage import MASTERS_STATE, rest
+from descend.engine.storage import MASTERS_STATE, plan_storage
 
 
 class Owner(Protocol):
@@ -143,12 +143,12 @@ class Plan:
     def _bind(self, owner: Owner, r: Resolved, index: int, position: int) -> Job:
         """The job of a parameter that has none, or is not what it was."""
         p = owner.param_groups[index]["params"][position]
-        home = owner.state[p] if p.grad is not None or p in owner.state else {}
+        state = owner.state[p] if p.grad is not None or p in owner.state else {}
         try:
-            rest_as_told(r, p, home, f"parameter {owner.name_of(index, position)}")
+            match_storage(r, p, state, f"parameter {owner.name_of(index, position)}")
         except ValueError as error:
             raise ValueError(f"{type(owner).__name__}: {error}") from None
-        return new_job(p, r, home, (index << 32) + position)
+        return new_job(p, r, state, (index << 32) + position)
 
     def _begin_counting(self, owner: Owner, unbound: Iterable[tuple[int, int, Tensor, Tensor | None]]) -> None:
         """Give parameters that have not moved yet their counters, all of them views of one tensor."""
@@ -176,8 +176,8 @@ class Plan:
         """Give the optimizer the state of parameters that had a gradient elsewhere only, and moved."""
         for states, job in self._homeless:
             if job.done:
-                states[job.leaf] = job.home
-                self._states.append(job.home)
+                states[job.param] = job.state
+                self._states.append(job.state)
         self._homeless.clear()
 
     def _group(self, owner: Owner, index: int) -> tuple[Resolved, dict[int, Job]]:
@@ -217,33 +217,33 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     """A parameter's job; what its state lacks is made, on the device of `like` if given."""
     device = p.device if r.group["capturable"] else torch.device("cpu")
     slots, traits = r.rule.slots(r.h, p), r.rule.traits(r.h, p)
-    resting, rests = rest(slots, r.h, p)
-    if rests.random:
+    stored, storage = plan_storage(slots, r.h, p)
+    if storage.random:
         traits = {**traits, "place": float(place)}
     state["step"] = as_counter(state.get("step", 0.0), device)
     for name, start in r.rule.carried.items():
         value = state.get(name, start)
         state[name] = torch.as_tensor(value, dtype=torch.float64, device=device).reshape(())
     layout, offloaded = layout_of(p), bool(r.h.offload_state) and is_far(p)
-    for name in MASTERS_STATE - resting.keys():
+    for name in MASTERS_STATE - stored.keys():
         state.pop(name, None)
-    for name, slot in resting.items():
+    for name, slot in stored.items():
         if name not in state:
             state[name] = fresh(slot, p, like)
         if layout is None and like is None:
             state[name] = on_host(state[name]) if offloaded else state[name].to(p.device)
     units = r.rule.reach in ("elementwise", "tensor") or r.rule.by_units
     units = units and all(slot.like_parameter for slot in slots.values())
-    here = state if layout is None else {name: local(state[name]) for name in resting}
+    here = state if layout is None else {name: local(state[name]) for name in stored}
     return Job(
         rule=r.rule,
-        leaf=p,
-        home=state,
-        param=local(p),
-        state=here,
+        param=p,
+        state=state,
+        local_param=local(p),
+        local_state=here,
         slots=slots,
-        resting=resting,
-        rests=rests,
+        stored=stored,
+        storage=storage,
         group=r.group,
         traits=tuple(traits.items()),
         units=units,
@@ -252,14 +252,14 @@ def new_job(p: Tensor, r: Resolved, state: dict[str, Any], place: int = 0, like:
     )
 
 
-def rest_as_told(r: Resolved, p: Tensor, state: dict[str, Any], parameter: str) -> None:
-    """Bring state that rests otherwise than its options and its parameter's dtype say to where they say.
+def match_storage(r: Resolved, p: Tensor, state: dict[str, Any], parameter: str) -> None:
+    """Bring state that is stored otherwise than its options and its parameter's dtype say to where they say.
 
     Raises:
         ValueError: if the parameter has another shape now, for which the state is none.
     """
-    resting, _ = rest(r.rule.slots(r.h, p), r.h, p)
-    if any(name in state and not _rests(state[name], slot, p) for name, slot in resting.items()):
+    stored, _ = plan_storage(r.rule.slots(r.h, p), r.h, p)
+    if any(name in state and not _is_stored(state[name], slot, p) for name, slot in stored.items()):
         own = {name: value for name, value in state.items() if name not in ("step", *r.rule.carried)}
         found, others = placed(r, p, own, parameter, {}, strict=False)
         for name in own.keys() - found.keys() - set(others):
@@ -267,7 +267,7 @@ def rest_as_told(r: Resolved, p: Tensor, state: dict[str, Any], parameter: str) 
         state.update(found)
 
 
-def _rests(value: Tensor, slot: Slot, p: Tensor) -> bool:
+def _is_stored(value: Tensor, slot: Slot, p: Tensor) -> bool:
     return value.dtype == (slot.dtype or state_dtype(p)) and tuple(value.shape) == slot.shape_for(p)
 
 
@@ -279,7 +279,7 @@ def awaited(p: Tensor) -> bool:
 
 def tell(job: Job, r: Resolved, t: float) -> None:
     """Give a job what its rule knows at step t."""
-    before = tuple(job.home[name].item() for name in r.rule.carried) if r.rule.carried else ()
+    before = tuple(job.state[name].item() for name in r.rule.carried) if r.rule.carried else ()
     job.known, job.carried = r.at(t, before, job.traits)
 
 
@@ -290,8 +290,8 @@ def tell_on_device(found: Iterable[tuple[Job, Resolved]]) -> None:
         alike.setdefault((id(r), job.device, _without_place(job)), []).append((job, r))
     for (_, _, traits), some in alike.items():
         r, jobs = some[0][1], [job for job, _ in some]
-        carried = {name: torch.stack([job.home[name] for job in jobs]) for name in r.rule.carried}
-        steps = torch.stack([job.home["step"] for job in jobs]).double() + 1
+        carried = {name: torch.stack([job.state[name] for job in jobs]) for name in r.rule.carried}
+        steps = torch.stack([job.state["step"] for job in jobs]).double() + 1
         known, after = r.known(steps, carried, dict(traits))
         for job, mine, later in zip(jobs, _unbound(known, len(jobs)), _unbound(after, len(jobs)), strict=True):
             job.known, job.carried = {**mine, **dict(job.traits)}, later

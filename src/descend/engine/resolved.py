@@ -11,7 +11,7 @@ from torch import Tensor
 
 from descend.engine.options import plain
 from descend.engine.rule import Rule
-from descend.engine.text import decay_amount
+from descend.engine.update import decay_amount
 
 
 class Resolved:

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.ranges import Needs
 from descend.engine.slots import Slot
-from descend.engine.text import Direction, take
+from descend.engine.update import Direction, apply_direction
 
 Reach = Literal["elementwise", "tensor", "rows", "matrix"]
 Decay = Literal["none", "coupled", "decoupled", "fixed", "direction", "after", "own"]
@@ -77,7 +77,7 @@ class Rule:
     @classmethod
     def move(cls, p: Tensor, g: Tensor, s: State, k: Known) -> None:
         """Change `p` itself: the door for rules that move other points than the parameter."""
-        take(cls, p, g, s, k, None if cls.rescale is Rule.rescale else cls.rescale)
+        apply_direction(cls, p, g, s, k, None if cls.rescale is Rule.rescale else cls.rescale)
 
     @staticmethod
     def decay(h: Any) -> Decay:

@@ -93,5 +93,5 @@ def position() -> Slot:
 
 
 def state_dtype(p: Tensor) -> torch.dtype:
-    """The dtype of the maths: float32 for parameters of fewer bits, the parameter's own (complex included) elsewhere."""
+    """The compute dtype: float32 for parameters of fewer bits, the parameter's own (complex included) elsewhere."""
     return torch.float32 if p.is_floating_point() and p.element_size() < 4 else p.dtype

@@ -1,6 +1,6 @@
-"""How a value rests between two steps: as it is, in blocks of 8- or 4-bit numbers, or in half precision with what it lacks.
+"""How a value is stored between two steps: as it is, in blocks of 8- or 4-bit numbers, or in half precision with what it lacks.
 
-A storage holds a value in one or more tensors, its parts. The engine loads the value in the dtype of the maths, the text
+A storage holds a value in one or more tensors, its parts. The engine loads the value in the compute dtype, the text
 changes it, and the engine stores it; texts never see parts. Everything here is plain tensor arithmetic, so that it runs
 in every executor, and inside a compiled text without memory of its own.
 """
@@ -33,7 +33,7 @@ _LEAST_SCALE = 1e-37
 
 
 @dataclass(frozen=True)
-class Dice:
+class ElementRng:
     """Where random bits come from: a hash of seed, step, parameter and the elements' places in the whole parameter.
 
     Attributes:
@@ -118,45 +118,45 @@ class Blocks:
         """Of the tensor that the numbers lie in."""
         return torch.int8 if self.signed and self.bits == 8 else torch.uint8
 
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
+    def load(self, parts: Parts, compute_dtype: torch.dtype) -> Tensor:
         """The numbers, spread out again."""
         if self.bits == 4:
-            return torch.stack(self.halves(parts, maths), -2)
+            return torch.stack(self.halves(parts, compute_dtype), -2)
         numbers, scale = parts
-        return self._value(numbers, scale, maths)
+        return self._value(numbers, scale, compute_dtype)
 
-    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
-        """The nearest numbers; of 4 bits, where there are dice, the one below or the one above."""
+    def store(self, value: Tensor, rng: ElementRng | None = None) -> Parts:
+        """The nearest numbers; of 4 bits, where there are rng, the one below or the one above."""
         if self.bits == 4:
-            return self.join(value.unbind(-2), dice)
+            return self.join(value.unbind(-2), rng)
         scale = _largest(value)
         return self._numbers(value, scale).to(self.dtype), scale.to(torch.float32)
 
-    def halves(self, parts: Parts, maths: torch.dtype) -> tuple[Tensor, Tensor]:
+    def halves(self, parts: Parts, compute_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Of 4-bit numbers the first halves of the blocks, and the second."""
         pairs, scale = parts
         wide = pairs.to(torch.int32)
         first, second = wide & 15, wide >> 4
         if self.signed:
             first, second = (first ^ 8) - 8, (second ^ 8) - 8
-        return self._value(first, scale, maths), self._value(second, scale, maths)
+        return self._value(first, scale, compute_dtype), self._value(second, scale, compute_dtype)
 
-    def join(self, halves: Sequence[Tensor], dice: Dice | None = None) -> Parts:
+    def join(self, halves: Sequence[Tensor], rng: ElementRng | None = None) -> Parts:
         """The inverse."""
         scale = torch.maximum(*map(_largest, halves))
-        rolls = [None if dice is None else replace(dice, part=(i, 2)) for i in range(2)]
+        rolls = [None if rng is None else replace(rng, part=(i, 2)) for i in range(2)]
         numbers = [self._numbers(half, scale, roll) for half, roll in zip(halves, rolls, strict=True)]
         first, second = (y.to(torch.int32) & 15 for y in numbers)
         return (first | (second << 4)).to(torch.uint8), scale.to(torch.float32)
 
-    def _value(self, numbers: Tensor, scale: Tensor, maths: torch.dtype) -> Tensor:
-        return self._spread(numbers.to(maths) * (1 / self.most)) * scale.to(maths)
+    def _value(self, numbers: Tensor, scale: Tensor, compute_dtype: torch.dtype) -> Tensor:
+        return self._spread(numbers.to(compute_dtype) * (1 / self.most)) * scale.to(compute_dtype)
 
-    def _numbers(self, value: Tensor, scale: Tensor, dice: Dice | None = None) -> Tensor:
+    def _numbers(self, value: Tensor, scale: Tensor, rng: ElementRng | None = None) -> Tensor:
         x = value * torch.reciprocal(torch.where(scale > _LEAST_SCALE, scale, 1.0))
         x = torch.where(torch.isnan(x), 0.0, torch.clamp(x, -1.0, 1.0))
-        if dice is not None:
-            y = self._either(torch.abs(x), dice)
+        if rng is not None:
+            y = self._either(torch.abs(x), rng)
             y = torch.copysign(y, x) if self.signed else y
         elif self.signed:
             y = torch.round(torch.copysign(torch.sqrt(torch.abs(x)), x) * self.most)
@@ -171,12 +171,12 @@ class Blocks:
         y = y * y
         return y * y
 
-    def _either(self, x: Tensor, dice: Dice) -> Tensor:
+    def _either(self, x: Tensor, rng: ElementRng) -> Tensor:
         """The number below or the one above, for magnitudes up to 1."""
         y = torch.sqrt(x) if self.signed else torch.sqrt(torch.sqrt(x))
         below = torch.floor(y * self.most)
         low, high = self._spread(below * (1 / self.most)), self._spread((below + 1) * (1 / self.most))
-        above = dice.even(x) * (high - low) < x - low
+        above = rng.even(x) * (high - low) < x - low
         return torch.clamp(below + above.to(x.dtype), max=float(self.most))
 
 
@@ -197,12 +197,12 @@ class Kahan:
     dtype: torch.dtype
     beside: ClassVar[tuple[str, ...]] = ("compensation",)
 
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
+    def load(self, parts: Parts, compute_dtype: torch.dtype) -> Tensor:
         """Their sum, element by element where the second can be the first's rounding error."""
-        value, error = (part.to(maths) for part in parts)
+        value, error = (part.to(compute_dtype) for part in parts)
         return value + torch.where(torch.abs(error) <= self._largest_error(value), error, 0.0)
 
-    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
+    def store(self, value: Tensor, rng: ElementRng | None = None) -> Parts:
         """The nearest number, and what is left."""
         nearest = value.to(self.dtype)
         return nearest, (value - _from_bits(nearest)).to(self.dtype)
@@ -229,15 +229,15 @@ class Split:
 
     beside: ClassVar[tuple[str, ...]] = ("missing_bits",)
 
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
+    def load(self, parts: Parts, compute_dtype: torch.dtype) -> Tensor:
         """The float32 number whose upper half, rounded, is the first part."""
         upper, missing = parts[0].view(torch.int16).to(torch.int32), parts[1].to(torch.int32)
         # No number has bits below those of 0, or above those of infinity: values from outside stay what they are.
         missing = torch.where((upper & 0x7FFF) == 0, torch.clamp(missing, min=0), missing)
         missing = torch.where((upper & 0x7FFF) == 0x7F80, torch.clamp(missing, max=0), missing)
-        return ((upper << 16) + missing).view(torch.float32).to(maths)
+        return ((upper << 16) + missing).view(torch.float32).to(compute_dtype)
 
-    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
+    def store(self, value: Tensor, rng: ElementRng | None = None) -> Parts:
         """The upper half, ties away from zero so that the difference has 16 bits, and the difference."""
         bits = value.to(torch.float32).view(torch.int32)
         upper = (bits + 0x8000) >> 16
@@ -250,16 +250,16 @@ class Stochastic:
 
     beside: ClassVar[tuple[str, ...]] = ()
 
-    def load(self, parts: Parts, maths: torch.dtype) -> Tensor:
+    def load(self, parts: Parts, compute_dtype: torch.dtype) -> Tensor:
         """The part, converted."""
-        return parts[0].to(maths)
+        return parts[0].to(compute_dtype)
 
-    def store(self, value: Tensor, dice: Dice | None = None) -> Parts:
+    def store(self, value: Tensor, rng: ElementRng | None = None) -> Parts:
         """Cut off after random bits have been added below."""
-        if dice is None:
+        if rng is None:
             raise ValueError("stochastic rounding needs random bits")
         bits = value.to(torch.float32).view(torch.int32)
-        upper = (bits.to(torch.int64) + (dice.bits(value) & 0xFFFF)) >> 16
+        upper = (bits.to(torch.int64) + (rng.bits(value) & 0xFFFF)) >> 16
         return (upper.to(torch.int16).view(torch.bfloat16),)
 
 
@@ -280,11 +280,11 @@ MASTERS_STATE = frozenset((*Kahan.beside, *Split.beside, *Stochastic.beside))
 
 
 @dataclass(frozen=True)
-class Rests:
+class StorageSpec:
     """How a parameter and its state rest.
 
     Attributes:
-        blocks: the state that rests in blocks, by name.
+        blocks: the state that is stored in blocks, by name.
         length: elements of a block; None where there are none.
         master: how the parameter keeps what its dtype cannot hold, and in which state beside it.
     """
@@ -300,7 +300,7 @@ class Rests:
 
     @property
     def is_plain(self) -> bool:
-        """Whether tensors of the dtype of the maths are the values themselves."""
+        """Whether tensors of the compute dtype are the values themselves."""
         return self.master is None and not self.blocks
 
     @property
@@ -313,55 +313,61 @@ class Rests:
         """Whether blocks go along the elements in the order of their dimensions, whatever their order in memory is."""
         return any(storage.bits == 4 for _, storage in self.blocks)
 
-    def load(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+    def load(self, p: Tensor, s: Mapping[str, Tensor], compute_dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
         """The values of the parameter and of the state."""
         parts = self._parts
-        return self.parameter(p, s, maths), {name: self.slot(name, p, s, maths) for name in s if name not in parts}
+        return self.parameter(p, s, compute_dtype), {
+            name: self.slot(name, p, s, compute_dtype) for name in s if name not in parts
+        }
 
-    def parameter(self, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> Tensor:
+    def parameter(self, p: Tensor, s: Mapping[str, Tensor], compute_dtype: torch.dtype) -> Tensor:
         """The value of the parameter."""
-        return self.master.load((p, *(s[name] for name in self.master.beside)), maths) if self.master else p.to(maths)
+        return (
+            self.master.load((p, *(s[name] for name in self.master.beside)), compute_dtype)
+            if self.master
+            else p.to(compute_dtype)
+        )
 
-    def slot(self, name: str, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype) -> Tensor:
-        """The value of a slot, in the parameter's shape where it rests in blocks."""
+    def slot(self, name: str, p: Tensor, s: Mapping[str, Tensor], compute_dtype: torch.dtype) -> Tensor:
+        """The value of a slot, in the parameter's shape where it is stored in blocks."""
         storage = dict(self.blocks).get(name) if self.blocks else None
         if storage is None:
-            return s[name].to(maths)
-        return _unpacked(storage, s[name], s[f"{name}_scale"], maths, p.shape)
+            return s[name].to(compute_dtype)
+        return _unpacked(storage, s[name], s[f"{name}_scale"], compute_dtype, p.shape)
 
-    def laid_as(self, p: Tensor, name: str, s: Mapping[str, Tensor], resting: Mapping[str, Slot]) -> dict[str, Tensor]:
+    def laid_as(self, p: Tensor, name: str, s: Mapping[str, Tensor], stored: Mapping[str, Slot]) -> dict[str, Tensor]:
         """The parts of a slot of the parameter's shape, in the parameter's memory layout."""
         storage = dict(self.blocks).get(name)
         if storage is None:
             return {name: torch.empty_like(p, dtype=s[name].dtype).copy_(s[name])}
         value = torch.empty_like(p, dtype=torch.float32).copy_(self.slot(name, p, s, torch.float32))
-        return packed(name, storage, resting, value)
+        return packed(name, storage, stored, value)
 
     def store(
-        self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], dice: Dice | None
+        self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], rng: ElementRng | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every resting tensor with what it becomes."""
+        """Every stored tensor with what it becomes."""
         blocks = dict(self.blocks)
         others = {name: value for name, value in state.items() if name not in blocks}
-        yield from self._store_plain(p, s, p_value, others, dice)
+        yield from self._store_plain(p, s, p_value, others, rng)
         for slot, (name, storage) in enumerate(self.blocks, 1):
             if name in state:
                 numbers, scale = s[name], s[f"{name}_scale"]
-                mine = replace(dice, slot=slot) if dice is not None and storage.bits == 4 else None
+                mine = replace(rng, slot=slot) if rng is not None and storage.bits == 4 else None
                 yield from zip((numbers, scale), _packed(storage, state[name], numbers, scale.shape, mine), strict=True)
 
     def load_half(
-        self, half: int, p: Tensor, s: Mapping[str, Tensor], maths: torch.dtype
+        self, half: int, p: Tensor, s: Mapping[str, Tensor], compute_dtype: torch.dtype
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same for one half of every block, which 4-bit numbers share with the other; a row a block.
 
         State that belongs to both, a norm for example, is a copy for each.
         """
         parts = self._parts
-        state = {name: s[name].to(maths, copy=True) for name in s if name not in parts}
+        state = {name: s[name].to(compute_dtype, copy=True) for name in s if name not in parts}
         for name, storage in self.blocks:
-            state[name] = storage.halves((s[name], s[f"{name}_scale"]), maths)[half]
-        return self.parameter(p, s, maths), state
+            state[name] = storage.halves((s[name], s[f"{name}_scale"]), compute_dtype)[half]
+        return self.parameter(p, s, compute_dtype), state
 
     def store_halves(
         self,
@@ -369,16 +375,16 @@ class Rests:
         s: Sequence[Mapping[str, Tensor]],
         p_values: Sequence[Tensor],
         states: Sequence[Mapping[str, Tensor]],
-        dice: Dice | None,
+        rng: ElementRng | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The inverse of both."""
         blocks = dict(self.blocks)
-        for i, resting in enumerate(p):
-            roll = None if dice is None else replace(dice, part=(i, 2))
+        for i, stored in enumerate(p):
+            roll = None if rng is None else replace(rng, part=(i, 2))
             others = {name: value for name, value in states[i].items() if name not in blocks}
-            yield from self._store_plain(resting, s[i], p_values[i], others, roll)
+            yield from self._store_plain(stored, s[i], p_values[i], others, roll)
         for slot, (name, storage) in enumerate(self.blocks, 1):
-            mine = None if dice is None else replace(dice, slot=slot)
+            mine = None if rng is None else replace(rng, slot=slot)
             parts = storage.join([state[name] for state in states], mine)
             yield from zip((s[0][name], s[0][f"{name}_scale"]), parts, strict=True)
 
@@ -389,20 +395,20 @@ class Rests:
         return (*scales, *(self.master.beside if self.master else ()))
 
     def _store_plain(
-        self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], dice: Dice | None
+        self, p: Tensor, s: Mapping[str, Tensor], p_value: Tensor, state: Mapping[str, Tensor], rng: ElementRng | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """What does not rest in blocks."""
         if self.master is None:
             yield p, p_value
         else:
             parts = p, *(s[name] for name in self.master.beside)
-            yield from zip(parts, self.master.store(p_value, dice), strict=True)
+            yield from zip(parts, self.master.store(p_value, rng), strict=True)
         for name, value in state.items():
             yield s[name], value
 
 
 def _packed(
-    storage: Blocks, value: Tensor, like: Tensor, scales: Sequence[int], dice: Dice | None = None
+    storage: Blocks, value: Tensor, like: Tensor, scales: Sequence[int], rng: ElementRng | None = None
 ) -> tuple[Tensor, Tensor]:
     """A value in blocks: numbers that lie in memory as `like` does, and their scales in this shape.
 
@@ -414,16 +420,18 @@ def _packed(
         if value.stride() != like.stride():
             value = torch.empty_like(like, dtype=value.dtype).copy_(value)
         value = _flat(value)
-    numbers, scale = storage.store(value.reshape(-1, *storage.shape), dice)
+    numbers, scale = storage.store(value.reshape(-1, *storage.shape), rng)
     if storage.bits == 4 or like.is_contiguous():
         return numbers.reshape(like.shape), scale.reshape(scales)
     return numbers.as_strided(like.shape, like.stride()), scale.reshape(scales)
 
 
-def _unpacked(storage: Blocks, numbers: Tensor, scale: Tensor, maths: torch.dtype, shape: Sequence[int]) -> Tensor:
+def _unpacked(
+    storage: Blocks, numbers: Tensor, scale: Tensor, compute_dtype: torch.dtype, shape: Sequence[int]
+) -> Tensor:
     """The inverse, in the shape of the parameter; of 8-bit numbers, in their memory layout too."""
     rows = (numbers if storage.bits == 4 else _flat(numbers)).reshape(-1, storage.length * storage.bits // 8)
-    value = storage.load((rows, scale.reshape(-1, 1)), maths)
+    value = storage.load((rows, scale.reshape(-1, 1)), compute_dtype)
     if storage.bits == 4 or numbers.is_contiguous():
         return value.reshape(shape)
     return value.as_strided(numbers.shape, numbers.stride()).reshape(shape)
@@ -434,8 +442,8 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
 
 
-def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot], Rests]:
-    """The tensors that a parameter's state rests in, and how.
+def plan_storage(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot], StorageSpec]:
+    """The tensors that a parameter's state is stored in, and how.
 
     Args:
         slots: what the rule declared.
@@ -448,7 +456,7 @@ def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot],
     length = None if p.is_complex() else block_length(tuple(p.shape))
     chosen = isinstance(h.state_dtype, (Mapping, tuple))
     wanted = dict(h.state_dtype) if chosen else dict.fromkeys(slots, h.state_dtype)
-    resting: dict[str, Slot] = {}
+    stored: dict[str, Slot] = {}
     blocks: list[tuple[str, Blocks]] = []
     for name, slot in slots.items():
         named = wanted.get(name)
@@ -465,16 +473,16 @@ def rest(slots: Mapping[str, Slot], h: Any, p: Tensor) -> tuple[dict[str, Slot],
                 bits = max(BITS[dtype], slot.least_bits) if length % 2 == 0 else 8
                 storage = Blocks(slot.kind == "signed", length, bits)
                 blocks.append((name, storage))
-                resting[name] = replace(slot, dtype=storage.dtype, per_block=None if bits == 8 else 2)
-                resting[f"{name}_scale"] = Slot("positive", dtype=torch.float32, per_block=length)
+                stored[name] = replace(slot, dtype=storage.dtype, per_block=None if bits == 8 else 2)
+                stored[f"{name}_scale"] = Slot("positive", dtype=torch.float32, per_block=length)
                 continue
             dtype = None
         keeps = dtype is None or slot.kind not in ("signed", "positive") or slot.dtype is not None
-        resting[name] = slot if keeps else replace(slot, dtype=dtype)
+        stored[name] = slot if keeps else replace(slot, dtype=dtype)
     master = _master(h.master, p)
     for name in master.beside if master else ():
-        resting[name] = Slot(dtype=torch.int16 if isinstance(master, Split) else p.dtype)
-    return resting, Rests(tuple(blocks), length if blocks else None, master)
+        stored[name] = Slot(dtype=torch.int16 if isinstance(master, Split) else p.dtype)
+    return stored, StorageSpec(tuple(blocks), length if blocks else None, master)
 
 
 def _master(master: str | None, p: Tensor) -> Kahan | Split | Stochastic | None:
@@ -487,15 +495,15 @@ def _master(master: str | None, p: Tensor) -> Kahan | Split | Stochastic | None:
     return Split() if master == "split" else Stochastic()
 
 
-def packed(name: str, storage: Blocks, resting: Mapping[str, Slot], value: Tensor) -> dict[str, Tensor]:
+def packed(name: str, storage: Blocks, stored: Mapping[str, Slot], value: Tensor) -> dict[str, Tensor]:
     """A value in blocks, under the names of its parts."""
-    scales = resting[f"{name}_scale"].shape_for(value)
-    like = torch.empty(resting[name].shape_for(value), device="meta") if storage.bits == 4 else value
+    scales = stored[f"{name}_scale"].shape_for(value)
+    like = torch.empty(stored[name].shape_for(value), device="meta") if storage.bits == 4 else value
     numbers, scale = _packed(storage, value, like, scales)
     return {name: numbers, f"{name}_scale": scale}
 
 
-def rests_alike(numbers: Tensor, scale: Tensor, storage: Blocks, like: Tensor) -> bool:
+def stored_alike(numbers: Tensor, scale: Tensor, storage: Blocks, like: Tensor) -> bool:
     """Whether parts that came from somewhere rest as they are to, of a value that lies in memory as `like` does."""
     counts = like.numel() * storage.bits // 8, like.numel() // storage.length
     laid = storage.bits == 4 or numbers.stride() == like.stride()

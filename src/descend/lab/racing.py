@@ -128,6 +128,10 @@ class Entry:
         """Steps of the search so far."""
         return sum(run.steps for run in self.trials)
 
+    def at_once(self, settings: Settings) -> int:
+        """How many trials come first, which follow from nothing; each later one follows from all before it."""
+        return len(first(self.contender.space(settings.weight_decay), settings.trials))
+
     def jobs(self, settings: Settings) -> list[Job]:
         """The runs that may begin now, each of them whether or not the others have; none when all is done.
 
@@ -136,9 +140,8 @@ class Entry:
         if self.error:
             return []
         done = {run.number for run in self.trials}
-        at_once = first(self.contender.space(settings.weight_decay), settings.trials)
         room = self.spent + settings.search_steps <= settings.trials * settings.search_steps
-        if open_trials := set(range(len(at_once))) - done:
+        if open_trials := set(range(self.at_once(settings))) - done:
             return [Job(self.contender, "search", number) for number in sorted(open_trials)]
         if room and len(done) < 2 * settings.trials:
             return [Job(self.contender, "search", len(done))]
@@ -240,12 +243,12 @@ class Alone:
 
 
 class Stopped(BaseException):
-    """Raised by whoever watches a race, to end it with what is done; no optimizer is at fault."""
+    """Raised by whatever watches a race, to end it with what is done; no optimizer is at fault."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a race is, for whoever watches it."""
+    """Where a race is, for whatever watches it."""
 
     name: str
     phase: str
@@ -471,9 +474,9 @@ def carry_out(
     before, total = progress(race)
     if job.phase == "search":
         planned, seed, steps = settings.trials, settings.seed, settings.search_steps
-        space = contender.space(settings.weight_decay)
         # Trials that may run at once know nothing of each other: which is done first must not matter.
-        tried = entry.tried if job.number >= len(first(space, settings.trials)) else []
+        tried = entry.tried if job.number >= entry.at_once(settings) else []
+        space = contender.space(settings.weight_decay)
         choice, prune = suggest(space, tried, settings.trials, steps, settings.seed, job.number)
     else:
         if all(run.diverged for run in entry.trials):

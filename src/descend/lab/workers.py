@@ -22,6 +22,7 @@ from descend.lab.shared import LOST, joined, names, shown
 from descend.lab.tasks import find
 
 PARENT = "DESCEND_WORKER_OF"  # the process without which a worker is to end
+STOP = (signal.SIGINT, signal.SIGTERM)  # what a user, and the race that has started a worker, end it with
 PATIENCE = 10.0  # seconds that a worker may take to stop
 
 
@@ -65,13 +66,21 @@ def workers(where: str, name: str, count: int) -> Iterator[Workers]:
                     process.wait()
 
 
+def stop(way: int, frame: object) -> None:
+    """Stop, as Ctrl-C does, but once: a second signal must not break off what the first has begun to tidy up."""
+    for other in STOP:
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def join(book: Catalogue, where: str, name: str | None) -> None:
     """Work on the races of a storage until all is done: on the one of a name, or on each that was begun there.
 
     Raises:
         ValueError: if the storage is out of reach, or a task or optimizer of it is not on this machine.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for way in STOP:
+        signal.signal(way, stop)
     parent, console = os.environ.get(PARENT), Console()
     for one in [name] if name else names(where):
         board = joined(where, one, parent=int(parent) if parent else None)

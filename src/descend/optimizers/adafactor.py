@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
 from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, Positive, Range, WeightDecay, own

@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer
-from descend.engine.options import OWN_STEP, Common, if_decoupled
+from descend.engine.options import OWN_STEP, Common
 from descend.engine.ranges import ActsWith, Beta, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_amount, shape_direction
+from descend.engine.update import decay_amount, shape_direction
 from descend.terms import Quotient, accumulate, adam_ratio, assign, choose, ema, ema_sq, plus, scale
 
 
@@ -49,7 +49,6 @@ class Adan(Optimizer):
         arXiv 2208.06677.
     """
 
-    acts_with: ClassVar = if_decoupled("no_prox")
     refused: ClassVar[Mapping[str, str]] = OWN_STEP
 
     own_stages: ClassVar[bool] = True

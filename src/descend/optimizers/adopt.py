@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_amount
+from descend.engine.update import decay_amount
 from descend.terms import choose, ema, ema_sq
 
 

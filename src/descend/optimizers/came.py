@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.ranges import Beta, Lr, NonNegative, Positive, WeightDecay, own

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, OWN_STEP, Common, if_averaged
 from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import shape_direction
+from descend.engine.update import shape_direction
 from descend.terms import Quotient, add_product, add_scaled, assign, choose, ema, ema_sq, most, running_max, scale
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from descend.engine.context import Known, State
 from descend.engine.executors import loop
-from descend.engine.known import Known, State
 from descend.engine.optimizer import Decay
 from descend.engine.options import Common, Dtype, if_decoupled
 from descend.engine.ranges import ActsWith, Lr, Needs, NonNegative, Not, Positive, Range, WeightDecay, own

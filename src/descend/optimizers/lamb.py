@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_STEP, Common, if_decoupled
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, Positive, WeightDecay, own

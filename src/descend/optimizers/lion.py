@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Optimizer
 from descend.engine.options import Common
 from descend.engine.ranges import Betas, Lr, WeightDecay, own

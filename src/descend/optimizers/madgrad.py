@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common, if_averaged
 from descend.engine.ranges import ActsWith, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, position, positive, signed
-from descend.engine.text import has_stages, shape_direction
+from descend.engine.update import has_stages, shape_direction
 from descend.terms import Quotient, add_product, add_scaled, assign, cube_root, ema, plus, scale
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import shape_direction
+from descend.engine.update import shape_direction
 from descend.optimizers.adam import moments
 from descend.terms import assign, choose, clip_ratio, ema, ema_sq, plus, root
 

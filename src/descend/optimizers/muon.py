@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.options import Common
 from descend.engine.ranges import ActsWith, Beta, Betas, Count, Fraction, Lr, NonNegative, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import has_stages
 from descend.engine.unwrapped import unwrapped
+from descend.engine.update import has_stages
 from descend.optimizers.adam import bias_correction
 from descend.optimizers.routed import MatrixRule, as_matrices, from_matrices, matrices_shape
 from descend.orthogonal import NS_DTYPES, Coefficients, coefficient_sequence, orthogonalize

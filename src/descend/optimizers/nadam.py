@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, Common
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common, if_decoupled
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer, Reach
 from descend.engine.options import Common
 from descend.engine.ranges import ActsWith, Beta, Betas, Count, Lr, NonNegative, Positive, Range, WeightDecay, own

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.options import OWN_DECAY, OWN_STEP, Common
 from descend.engine.ranges import ActsWith, Betas, Fraction, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import cautious, decay_amount, shape_direction
+from descend.engine.update import cautious, decay_amount, shape_direction
 from descend.optimizers.adam import bias_correction, moments
 from descend.terms import accumulate, blend, plus, root
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common
 from descend.engine.ranges import ActsWith, Betas, Lr, NonNegative, WeightDecay, own

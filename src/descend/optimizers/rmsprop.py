@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import COUPLED_DECAY, Common, if_averaged
 from descend.engine.ranges import ActsWith, Fraction, Lr, NonNegative, WeightDecay, own

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from descend.engine.known import Known
+from descend.engine.context import Known
 from descend.engine.optimizer import Optimizer, Reach
 from descend.engine.rule import Rule
 from descend.engine.sharding.layout import processes

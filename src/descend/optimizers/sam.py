@@ -248,7 +248,7 @@ class SAM(Wrapper):
             here.add_(e.nan_to_num(0.0))
 
     def _moving(self) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-        """Each group, parameter and gradient, the latter what this process has of it in the dtype of the maths."""
+        """Each group, parameter and gradient, the latter what this process has of it in the compute dtype."""
         for group in self.base_optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is None and not awaited(p):

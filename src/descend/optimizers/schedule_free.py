@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.master_weights import parts, read, write
 from descend.engine.optimizer import Decay, Optimizer
 from descend.engine.options import Common, if_averaged
 from descend.engine.ranges import Beta, Lr, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, position, positive
-from descend.engine.text import shape_direction
 from descend.engine.unwrapped import unwrapped
+from descend.engine.update import shape_direction
 from descend.terms import add_scaled, choose, either, ema, ema_sq, least, most, plus, rectify, root
 
 

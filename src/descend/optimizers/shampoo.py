@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.options import Common
 from descend.engine.ranges import Beta, Betas, Count, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed

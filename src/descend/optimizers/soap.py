@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from descend.engine.known import Known, State
+from descend.engine.context import Known, State
 from descend.engine.optimizer import Decay
 from descend.engine.options import Common
 from descend.engine.ranges import Betas, Count, Lr, Needs, NonNegative, Range, WeightDecay, own
 from descend.engine.slots import Slot, positive, signed
-from descend.engine.text import decay_amount
+from descend.engine.update import decay_amount
 from descend.linear import along, eigenbasis, gram, power_step, product, rounding, transpose, without_rounding
 from descend.optimizers.routed import Preconditioned, expect_matrices
 from descend.terms import assign, blend, ema, ema_sq, finite_else, root

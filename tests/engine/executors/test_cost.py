@@ -113,7 +113,10 @@ def test_foreach_holds_a_batch_and_never_the_model(row: Row, monkeypatch: pytest
         pytest.skip(LOOPING.get(row.name, f"{reach}: its tensors keep their shapes and run one by one"))
     monkeypatch.setattr(foreach, "BATCH_BYTES", 4 * 4 * 32 * 32)
     options = small.busiest(row.name)
-    peak = peak_memory(row, options, (32, 32), 8, foreach=True)
-    a_few_numbers = 256
-    assert peak_memory(row, options, (32, 32), 16, foreach=True) <= peak + a_few_numbers
-    assert peak <= 8 * 4 * 4 * 32 * 32
+    # Small tensors are joined, in copies of parameter, gradient and state.
+    for few, most in ((0, 8), (foreach.FEW, 8)):
+        monkeypatch.setattr(foreach, "FEW", few)
+        peak = peak_memory(row, options, (32, 32), 8, foreach=True)
+        a_few_numbers = 256
+        assert peak_memory(row, options, (32, 32), 16, foreach=True) <= peak + a_few_numbers
+        assert peak <= most * 4 * 4 * 32 * 32

@@ -67,6 +67,7 @@ def test_bundles_of_full_length_match_the_oracle(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("bundles_of_one")
 @pytest.mark.capability("fused")
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 def test_float64_matches_the_oracle(row: Row) -> None:
@@ -75,6 +76,7 @@ def test_float64_matches_the_oracle(row: Row) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("bundles_of_one")
 @pytest.mark.capability("fused")
 @pytest.mark.parametrize("row, options", TEXTS)
 def test_every_text_matches_the_oracle(row: Row, options: dict) -> None:

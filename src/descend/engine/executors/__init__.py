@@ -14,7 +14,7 @@ from descend.engine.executors.sums import NoGradient, StepGenerator, Totals, ans
 from descend.engine.job import Job
 from descend.engine.plan import Plan
 from descend.engine.rule import Rule
-from descend.engine.sharding import owners
+from descend.engine.sharding import gathering
 
 Way = Literal["gathered", "empty", "offloaded", "loop", "foreach", "fused"]
 _EXECUTORS: Mapping[str, Callable[..., list[StepGenerator]]] = {
@@ -63,7 +63,7 @@ def _begin(jobs: list[Job], plan: Plan) -> tuple[list[StepGenerator], list[Job]]
     for (way, rule), members in ways.items():
         memory = kept.setdefault(rule, {})
         if way == "gathered":
-            owners.run(members, _move_whole)
+            gathering.run(members, _move_whole)
         elif way == "empty":
             generators.append(_leave(members))
         elif way == "offloaded":
@@ -104,7 +104,7 @@ def _ways(jobs: list[Job]) -> tuple[dict[tuple[Way, Any], list[Job]], list[Job]]
             ways.setdefault((chosen(job), job.rule), []).append(job)
         elif job.present:
             usual: Way = "offloaded" if job.offloaded else chosen(job)
-            ways.setdefault(("empty" if job.param.numel() == 0 else usual, job.rule), []).append(job)
+            ways.setdefault(("empty" if job.local_param.numel() == 0 else usual, job.rule), []).append(job)
     ways = dict(sorted(ways.items(), key=lambda item: item[0][0] == "empty"))  # after what may raise
     return ways, shards
 
@@ -122,6 +122,6 @@ def chosen(job: Job) -> Way:
         return "fused"
     wanted = job.group["foreach"]
     if wanted is None:
-        native = type(job.leaf) in (Tensor, torch.nn.Parameter)
-        wanted = native and (job.param.device.type in ("cuda", "xpu") or job.numel <= foreach.FEW)
+        native = type(job.param) in (Tensor, torch.nn.Parameter)
+        wanted = native and (job.local_param.device.type in ("cuda", "xpu") or job.numel <= foreach.FEW)
     return "foreach" if wanted and job.layout is None and not profile(job.rule, job).shaped else "loop"

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from descend.engine.context import AnsweredReducer, Known, NeedSums, State
 from descend.engine.executors import loop
 from descend.engine.executors.profile import profile
 from descend.engine.executors.sums import StepGenerator, Totals, over_all
 from descend.engine.job import Job, real, values_of
-from descend.engine.known import Answered, Known, NeedSums, State
 from descend.engine.rule import Rule
 from descend.engine.slots import Slot
 from descend.engine.tensorlist import Numbers, TensorList
-from descend.engine.text import advance
+from descend.engine.update import apply_update
 
 # What a batch's parameters may weigh; temporaries are a few times that, and never grow with the model.
 BATCH_BYTES = 32 << 20
@@ -65,7 +65,7 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
             job.dtype,
             job.grad.dtype,
             tuple(job.slots),
-            job.rests,
+            job.storage,
             job.is_plain,
             _is_small(job),
         )
@@ -74,7 +74,8 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         batch: list[Job] = []
         weight = 0
         for job in kind:
-            size = job.param.numel() * job.param.element_size()
+            copies = 2 if _is_small(job) else 1
+            size = job.local_param.numel() * job.local_param.element_size() * copies
             if batch and weight + size > BATCH_BYTES:
                 yield batch
                 batch, weight = [], 0
@@ -96,9 +97,9 @@ def _move(batch: Sequence[Job], totals: Totals) -> None:
 
 def _advance(batch: Sequence[Job], totals: Totals) -> None:
     rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
-    if first.is_plain and not k.skips and first.grad.dtype is first.maths and _lie_alike(batch):
-        params, grads = [job.param for job in batch], [job.grad for job in batch]
-        slots = {name: [job.state[name] for job in batch] for name in first.slots}
+    if first.is_plain and not k.skips and first.grad.dtype is first.compute_dtype and _lie_alike(batch):
+        params, grads = [job.local_param for job in batch], [job.grad for job in batch]
+        slots = {name: [job.local_state[name] for job in batch] for name in first.slots}
         if len(batch) > 1 and _is_small(first) and not profile(rule, first).rounds:
             _advance_joined(rule, params, grads, slots, k)
             return
@@ -108,30 +109,30 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
             if isinstance(of_slot, Numbers):
                 torch._foreach_copy_(slots[name], of_slot.tensors)
         return
-    params, grads, resting = _gather(batch)
-    converts = not first.rests.is_plain or {x.dtype for x in (params[0], grads[0], *resting[0].values())} != {
-        first.maths
+    params, grads, stored = _gather(batch)
+    converts = not first.storage.is_plain or {x.dtype for x in (params[0], grads[0], *stored[0].values())} != {
+        first.compute_dtype
     }
-    if (converts or k.skips) and not first.rests.random and all(x.is_contiguous() for x in params):
-        joined = _Joined(batch, params, grads, resting)
+    if (converts or k.skips) and not first.storage.random and all(x.is_contiguous() for x in params):
+        joined = _Joined(batch, params, grads, stored)
         _advance_lists(rule, joined.p, joined.g, joined.state, k)
-        stored = joined.stored()
+        updated = joined.updated()
     else:
-        maths = first.maths
-        p, s = _load(batch, params, resting)
+        compute_dtype = first.compute_dtype
+        p, s = _load(batch, params, stored)
         if k.skips:
             p, s = [x.clone() for x in p], {name: [x.clone() for x in tensors] for name, tensors in s.items()}
-        g = [g.to(maths) for g in grads]
+        g = [g.to(compute_dtype) for g in grads]
         _advance_lists(rule, p, g, State({name: TensorList(tensors) for name, tensors in s.items()}), k)
-        stored = [
+        updated = [
             ([t], t, value)
             for i, job in enumerate(batch)
-            for t, value in job.rests.store(
-                params[i], resting[i], p[i], {name: tensors[i] for name, tensors in s.items()}, job.dice()
+            for t, value in job.storage.store(
+                params[i], stored[i], p[i], {name: tensors[i] for name, tensors in s.items()}, job.rng()
             )
             if t is not value
         ]
-    for tensors, before, value in stored:
+    for tensors, before, value in updated:
         value = value.to(before.dtype).reshape(-1)
         if k.skips:
             value = torch.where(k.found_inf > 0, _joined(tensors), value)
@@ -150,37 +151,37 @@ class _Joined:
         batch: Sequence[Job],
         params: Sequence[Tensor],
         grads: Sequence[Tensor],
-        resting: Sequence[Mapping[str, Tensor]],
+        stored: Sequence[Mapping[str, Tensor]],
     ) -> None:
         first = batch[0]
-        self._rests, self._params = first.rests, params
-        self._rows = sum(p.numel() for p in params) // (self._rests.length or 1)
-        self._resting = {name: [s[name] for s in resting] for name in first.resting}
+        self._storage, self._params = first.storage, params
+        self._rows = sum(p.numel() for p in params) // (self._storage.length or 1)
+        self._resting = {name: [s[name] for s in stored] for name in first.stored}
         self._param = self._join(params)
         self._long = {
             name: self._join(tensors)
             for name, tensors in self._resting.items()
-            if first.resting[name].like_parameter or first.resting[name].per_block
+            if first.stored[name].like_parameter or first.stored[name].per_block
         }
-        self._value, self._values = self._rests.load(self._param, self._long, first.maths)
+        self._value, self._values = self._storage.load(self._param, self._long, first.compute_dtype)
         self._short = {
-            name: [x.to(first.maths, copy=True) for x in self._resting[name]]
+            name: [x.to(first.compute_dtype, copy=True) for x in self._resting[name]]
             for name in first.slots
             if name not in self._values
         }
         self.p = _parts(self._value, params)
-        self.g = _parts(self._join(grads).to(first.maths), params)
+        self.g = _parts(self._join(grads).to(first.compute_dtype), params)
         parts = {name: _parts(value, params) for name, value in self._values.items()}
         self.state = State({name: TensorList(tensors) for name, tensors in {**parts, **self._short}.items()})
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         flat = _joined(tensors)
-        return flat.view(self._rows, -1) if self._rests.length else flat
+        return flat.view(self._rows, -1) if self._storage.length else flat
 
-    def stored(self) -> list[tuple[Sequence[Tensor], Tensor, Tensor]]:
-        """What rests, as the batch's tensors and joined, with what it becomes."""
+    def updated(self) -> list[tuple[Sequence[Tensor], Tensor, Tensor]]:
+        """What storage, as the batch's tensors and joined, with what it becomes."""
         homes = {id(self._param): self._params, **{id(x): self._resting[name] for name, x in self._long.items()}}
-        long = self._rests.store(self._param, self._long, self._value, self._values, None)
+        long = self._storage.store(self._param, self._long, self._value, self._values, None)
         short = [
             ([t], t, value)
             for name, values in self._short.items()
@@ -199,7 +200,7 @@ def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[T
     """The text on lists that answer as one tensor."""
     p: Any = TensorList(params)
     g: Any = TensorList(grads)
-    advance(rule, p, g, state, k)
+    apply_update(rule, p, g, state, k)
 
 
 def _listed(tensors: list[Tensor], slot: Slot) -> TensorList:
@@ -211,7 +212,7 @@ def _advance_joined(
 ) -> None:
     """The text on copies of the tensors, end to end: each operation is one call for all of them."""
     p, state = _joined(params), {name: _joined(tensors) for name, tensors in slots.items()}
-    advance(rule, p, _joined(grads), State.of(state), k)
+    apply_update(rule, p, _joined(grads), State.of(state), k)
     sizes = [tensor.numel() for tensor in params]
     changed: list[Tensor] = []
     values: list[Tensor] = []
@@ -229,20 +230,20 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 def _lie_alike(batch: Sequence[Job]) -> bool:
     """Whether gradients lie in memory as their parameters do."""
-    pairs = [(job.param, job.grad) for job in batch]
+    pairs = [(job.local_param, job.grad) for job in batch]
     return not [p for p, g in pairs if not (g.is_contiguous() and p.is_contiguous()) and g.stride() != p.stride()]
 
 
 def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
     """The batch's part of the first sums over all tensors that are not known yet; nothing is changed."""
-    rule, maths = batch[0].rule, batch[0].maths
-    params, grads, resting = _gather(batch)
-    p = [job.rests.parameter(p, s, maths) for job, p, s in zip(batch, params, resting, strict=True)]
-    g = [g.to(maths) for g in grads]
+    rule, compute_dtype = batch[0].rule, batch[0].compute_dtype
+    params, grads, stored = _gather(batch)
+    p = [job.storage.parameter(p, s, compute_dtype) for job, p, s in zip(batch, params, stored, strict=True)]
+    g = [g.to(compute_dtype) for g in grads]
 
     def slot(name: str) -> TensorList:
-        each = zip(batch, params, resting, strict=True)
-        return TensorList(job.rests.slot(name, p, s, maths) for job, p, s in each)
+        each = zip(batch, params, stored, strict=True)
+        return TensorList(job.storage.slot(name, p, s, compute_dtype) for job, p, s in each)
 
     state = loop.Scratch(batch[0].slots, slot)
     try:
@@ -255,21 +256,21 @@ def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
 def _gather(batch: Sequence[Job]) -> tuple[list[Tensor], list[Tensor], list[dict[str, Tensor]]]:
     """The batch's parameters, gradients and state, as they rest."""
     values = [values_of(job) for job in batch]
-    resting = [{name: real(job.state[name]) for name in job.resting} for job in batch]
-    return [p for p, _ in values], [g for _, g in values], resting
+    stored = [{name: real(job.local_state[name]) for name in job.stored} for job in batch]
+    return [p for p, _ in values], [g for _, g in values], stored
 
 
 def _load(
-    batch: Sequence[Job], params: Sequence[Tensor], resting: Sequence[dict[str, Tensor]]
+    batch: Sequence[Job], params: Sequence[Tensor], stored: Sequence[dict[str, Tensor]]
 ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     """The values of the parameters, and slot by slot those of their state."""
-    loaded = [job.rests.load(p, s, job.maths) for job, p, s in zip(batch, params, resting, strict=True)]
+    loaded = [job.storage.load(p, s, job.compute_dtype) for job, p, s in zip(batch, params, stored, strict=True)]
     return [p for p, _ in loaded], {name: [s[name] for _, s in loaded] for name in batch[0].slots}
 
 
 def _known(batch: Sequence[Job], totals: Totals) -> Known:
     first = batch[0]
-    there = [tuple(total.to(first.param.device) for total in sums) for sums in totals]
-    known = {name: v.to(first.maths) if isinstance(v, Tensor) else v for name, v in first.known.items()}
-    numel = tuple(float(real(job.param).numel()) for job in batch)
-    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, Answered(there))
+    there = [tuple(total.to(first.local_param.device) for total in sums) for sums in totals]
+    known = {name: v.to(first.compute_dtype) if isinstance(v, Tensor) else v for name, v in first.known.items()}
+    numel = tuple(float(real(job.local_param).numel()) for job in batch)
+    return Known({**known, "numel": numel, "ndim": 1, "shape": ()}, AnsweredReducer(there))

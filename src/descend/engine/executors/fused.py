@@ -85,12 +85,12 @@ def compiles(rule: type[Rule], job: Job) -> bool:
     fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks lie
     across rows; and those of 4-bit numbers across memory that has another order than the dimensions.
     """
-    value, shaped = job.value, profile(rule, job).shaped
+    value, shaped = job.view, profile(rule, job).shaped
     few = value.dim() > 2 and job.whole[-1] < _VECTOR and shaped
     # Pieces of inner dimensions need not be dense, on some processes and not on others, where sums have to match.
     inner = job.layout is not None and any(d > 0 for _, d in job.layout.sharded) and bool(profile(rule, job).rounds)
-    paired = job.rests.in_order and not (job.rests.in_halves and job.param.is_contiguous())
-    blocked = job.rests.length is not None and (shaped or paired)
+    paired = job.storage.in_order and not (job.storage.in_halves and job.local_param.is_contiguous())
+    blocked = job.storage.length is not None and (shaped or paired)
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked and not inner
     plain = type(job.grad).__torch_dispatch__ is Tensor.__torch_dispatch__ and all(map(is_plain, _resting(job)))
@@ -100,7 +100,7 @@ def compiles(rule: type[Rule], job: Job) -> bool:
 
 def _resting(job: Job) -> list[Tensor]:
     """The parameter and its state."""
-    return [job.param, *(job.state[name] for name in job.resting)]
+    return [job.local_param, *(job.local_state[name] for name in job.stored)]
 
 
 def check(kind: str, name: str, p: Tensor) -> None:
@@ -221,25 +221,25 @@ class Bundle:
     def _look(self) -> None:
         """View parameters and state flat, or in the parameter's shape where the text needs it."""
         flat = not self.signature.shaped
-        self._leaves = [job.param for job in self.jobs]
+        self._leaves = [job.local_param for job in self.jobs]
         self._pointers = list(map(Tensor.data_ptr, self._leaves))
         values = [real(p.detach()) for p in self._leaves]
         self._params = [self._view(p) if flat else job.seen(p) for job, p in zip(self.jobs, values, strict=True)]
         self._strides = [p.stride() for p in values]
         self._complex = any(p.is_complex() for p in self._leaves)
-        self._states = [job.state for job in self.jobs]
+        self._states = [job.local_state for job in self.jobs]
         self._held: dict[str, list[int]] = {}
         self._state: list[list[Any]] = []
         for name, slot, _ in self.signature.slots:
             column = []
             for job, p in zip(self.jobs, values, strict=True):
-                state = job.state
+                state = job.local_state
                 if slot.like_parameter and real(state[name]).stride() != p.stride():
-                    for part, moved in job.rests.laid_as(job.param.detach(), name, state, job.resting).items():
+                    for part, moved in job.storage.laid_as(job.local_param.detach(), name, state, job.stored).items():
                         job.hold(part, moved)
                 t = real(state[name])
                 if slot.per_block:
-                    column.append(t.view(p.numel() // (self.signature.rests.length or 1), -1))
+                    column.append(t.view(p.numel() // (self.signature.storage.length or 1), -1))
                 elif slot.like_parameter and flat:
                     column.append(self._view(t))
                 else:
@@ -258,14 +258,14 @@ class Bundle:
 
     def _view(self, x: Tensor) -> Any:
         """Flat, or a row a block, or so for the halves of the blocks."""
-        length = self.signature.rests.length
+        length = self.signature.storage.length
         if not length:
             return flatten(x)
         rows = x.as_strided((x.numel() // length, length), (length, 1))
         return torch.split(rows, length // 2, 1) if self.signature.in_halves else rows
 
     def is_stale(self) -> bool:
-        """Whether somebody exchanged memory since the views were taken."""
+        """Whether other code exchanged memory since the views were taken."""
         return list(map(Tensor.data_ptr, self._leaves)) != self._pointers or any(
             list(map(Tensor.data_ptr, map(operator.itemgetter(name), self._states))) != held
             for name, held in self._held.items()
@@ -282,7 +282,7 @@ class Bundle:
             ]
         if self.signature.shaped:
             return [*(job.seen(g) for job, g in zip(self.jobs, grads, strict=True)), *self._spare_grads]
-        if self.signature.rests.length is None:
+        if self.signature.storage.length is None:
             flat = [g.as_strided((g.numel(),), (1,)) for g in grads]
         elif self.signature.in_halves:
             flat = [*chain.from_iterable(map(self._view, grads))]
@@ -296,14 +296,14 @@ class Bundle:
         if self._places is not None:
             table = torch.cat([table, self._places], 1)
         arguments = [*self._fixed, *self._grads(), table]
-        shaped, where = self.signature.shaped, (self.signature.device, self.signature.maths)
+        shaped, where = self.signature.shaped, (self.signature.device, self.signature.compute_dtype)
         known = iter(totals)
         sums: list[tuple[Tensor, ...]] = []
         for stage, (scope, dims) in enumerate(self.signature.rounds):
-            total = next(known, None) if scope == "overall" else None
+            total = next(known, None) if scope == "global" else None
             if total is None:
                 partial = self.kernels[stage]([*arguments, *chain.from_iterable(sums)])
-                if scope == "own":
+                if scope == "tensor":
                     if self.signature.in_pieces:
                         partial = yield SumRequest(scope, self.jobs[0], [list(partial)], dims if shaped else (None,))
                     sums.append(vectors(partial))

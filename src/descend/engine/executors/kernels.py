@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from descend.engine.context import Dims, Known, Reducer, State
 from descend.engine.executors.profile import Profile, Scope, flags, profile, scalars
 from descend.engine.job import Job
-from descend.engine.known import Across, Dims, Known, State
 from descend.engine.rule import Rule
 from descend.engine.slots import Slot
-from descend.engine.storage import Dice, Rests
-from descend.engine.text import advance, advanced, advanced_in_halves, cast_scalars, put
+from descend.engine.storage import ElementRng, StorageSpec
 from descend.engine.torch_private import Compiled, compiled
+from descend.engine.update import apply_update, cast_scalars, commit, compute_update, compute_update_in_halves
 
 # Parameters a call, twice as many on GPUs where a text takes several. A compiled function takes a fixed number;
 # fewer are filled up with scratch.
@@ -53,20 +53,20 @@ class Signature:
     slots: tuple[tuple[str, Slot, torch.dtype], ...]
     param_dtype: torch.dtype
     grad_dtype: torch.dtype
-    maths: torch.dtype
+    compute_dtype: torch.dtype
     device: torch.device
     rounds: tuple[tuple[Scope, tuple[Dims, ...]], ...]
     small: tuple[bool, ...]
     order: tuple[int, ...] | None
     bundle: int
-    rests: Rests
+    storage: StorageSpec
     in_pieces: bool = False
     aligned: bool = False
 
     @property
     def in_halves(self) -> bool:
         """Whether every parameter goes in as two views: the halves of its blocks, which share bytes of state."""
-        return self.rests.in_halves
+        return self.storage.in_halves
 
     @property
     def columns(self) -> int:
@@ -76,7 +76,7 @@ class Signature:
     @property
     def asks(self) -> int:
         """How often it needs sums from elsewhere."""
-        return sum(scope == "overall" or self.in_pieces for scope, _ in self.rounds)
+        return sum(scope == "global" or self.in_pieces for scope, _ in self.rounds)
 
     @property
     def shaped(self) -> bool:
@@ -92,19 +92,21 @@ class Signature:
 def signature_of(rule: type[Rule], job: Job) -> Signature:
     """The kernel that serves this job."""
     needs: Profile = profile(rule, job)
-    value = job.value
-    slots = tuple((name, slot, job.state[name].dtype) for name, slot in job.resting.items())
-    dtypes = job.param.dtype, job.grad.dtype, job.maths
+    value = job.view
+    slots = tuple((name, slot, job.local_state[name].dtype) for name, slot in job.stored.items())
+    dtypes = job.local_param.dtype, job.grad.dtype, job.compute_dtype
     order = _memory_order(value) if needs.shaped else None
-    on_gpu = job.param.device.type == "cuda"
+    on_gpu = job.local_param.device.type == "cuda"
     usual = BUNDLE * 2 if on_gpu and needs.rounds else BUNDLE
     if needs.shaped:  # on a host a loop of calls costs less than what larger texts take to compile
         usual = BUNDLE if on_gpu and not job.crosses else 1
-    bundle = usual // 2 if job.rests.in_halves else usual
-    aligned = on_gpu and not needs.shaped and not job.rests.length and value.numel() % _VECTOR == 0
+    bundle = usual // 2 if job.storage.in_halves else usual
+    aligned = on_gpu and not needs.shaped and not job.storage.length and value.numel() % _VECTOR == 0
     text = flags(job), scalars(job), slots
     rounds = needs.rounds, needs.small
-    return Signature(rule, *text, *dtypes, job.param.device, *rounds, order, bundle, job.rests, job.crosses, aligned)
+    return Signature(
+        rule, *text, *dtypes, job.local_param.device, *rounds, order, bundle, job.storage, job.crosses, aligned
+    )
 
 
 def _memory_order(x: Tensor) -> tuple[int, ...]:
@@ -116,8 +118,8 @@ def _memory_order(x: Tensor) -> tuple[int, ...]:
 
 def blank(signature: Signature, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Any], list[Any], list[list[Any]]]:
     """Zeros for parameters of these shapes, their gradients and their state."""
-    if signature.rests.length:
-        shapes = [(*shape, signature.rests.length) for shape in shapes]
+    if signature.storage.length:
+        shapes = [(*shape, signature.storage.length) for shape in shapes]
     order = signature.order or tuple(range(len(shapes[0])))
 
     def zeros(shape: Sequence[int], dtype: torch.dtype) -> Any:
@@ -153,7 +155,7 @@ def _real(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 
 
-class _Replay(Across):
+class _Replay(Reducer):
     """Answers the rounds that are known; notes what the first unknown one asks for, and lets the text run out.
 
     Sums of what are sums themselves are taken at once: the numbers are all in hand.
@@ -165,13 +167,13 @@ class _Replay(Across):
         self.small = iter(small)
         self.partials: tuple[Any, ...] | None = None
 
-    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
-        return partials if next(self.small) else self.overall(lambda: partials)
+    def tensor_sum(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+        return partials if next(self.small) else self.global_sum(lambda: partials)
 
     def square(self, x: Any, dims: tuple[int, ...] | None = None) -> Any:
         return self.sum(x * x, dims)
 
-    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    def global_sum(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         if self.asked < len(self.known):
             self.asked += 1
             return tuple(self.known[self.asked - 1])
@@ -183,17 +185,17 @@ class _Replay(Across):
 
 def _text(signature: Signature, stage: int) -> Callable[..., Any]:
     """The function that is compiled: stage by stage up to the sums that it asks for, last of all the whole step."""
-    rule, maths, names, shaped = signature.rule, signature.maths, signature.scalars, signature.shaped
+    rule, compute_dtype, names, shaped = signature.rule, signature.compute_dtype, signature.scalars, signature.shaped
     fixed = dict(signature.flags)
     final = stage == len(signature.rounds)
     slot_names = tuple(name for name, _, _ in signature.slots)
     # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
     single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
     shared = frozenset(name for name, slot, _ in signature.slots if not slot.like_parameter)
-    count, rests, seed = signature.bundle, signature.rests, int(fixed.get("seed", 0) or 0)
+    count, storage, seed = signature.bundle, signature.storage, int(fixed.get("seed", 0) or 0)
     in_pieces, in_halves = signature.in_pieces, signature.in_halves
 
-    def knows(p: Tensor, row: Any, answers: Any) -> tuple[Known, _Replay, Dice | None]:
+    def knows(p: Tensor, row: Any, answers: Any) -> tuple[Known, _Replay, ElementRng | None]:
         across = _Replay(answers, signature.small)
         numel = p.numel() * 2 if in_halves else p.numel()
         k = Known({**fixed, "numel": numel, "ndim": p.dim(), "shape": p.shape}, across)
@@ -204,12 +206,12 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
         if in_pieces:
             first, here, there, *sizes = row[len(names) :]
             slices = here, there
-            k.shape = tuple(size.to(maths) for size in sizes)
+            k.shape = tuple(size.to(compute_dtype) for size in sizes)
             k.numel = k.count(tuple(range(len(sizes))))
-        cast_scalars(k, maths)
+        cast_scalars(k, compute_dtype)
         exact = dict(zip(names, row, strict=False))  # in double precision, which places need
-        dice = Dice(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
-        return k, across, dice
+        rng = ElementRng(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
+        return k, across, rng
 
     def of_one(total: Any, dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         return tuple(x[0] if d is None else x for x, d in zip(total, dims, strict=True))
@@ -222,7 +224,7 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
             s = {n: column[i][0] if n in single else column[i] for n, column in zip(slot_names, state, strict=True)}
             answers = [
                 total[0].unbind(0)
-                if scope == "overall"
+                if scope == "global"
                 else of_one(total[i * len(dims) :][: len(dims)], dims)
                 if shaped
                 else total[0][i].unbind(0)
@@ -231,24 +233,26 @@ def _text(signature: Signature, stage: int) -> Callable[..., Any]:
             if in_halves:
                 each = [{n: t if n in shared else t[half] for n, t in s.items()} for half in range(2)]
                 known = [knows(part, row, answers) for part in p]
-                (k, _, dice), ks = known[0], [one for one, _, _ in known]
+                (k, _, rng), ks = known[0], [one for one, _, _ in known]
                 if final:
-                    put(advanced_in_halves(rule, rests, maths, p, g, each, ks, dice, apart=k.skips), k)
+                    commit(
+                        compute_update_in_halves(rule, storage, compute_dtype, p, g, each, ks, rng, apart=k.skips), k
+                    )
                     continue
                 for half in range(2):
-                    value, copies = rests.load_half(half, p[half], each[half], maths)
+                    value, copies = storage.load_half(half, p[half], each[half], compute_dtype)
                     copies = {name: t.clone() for name, t in copies.items()}
-                    advance(rule, value.clone(), g[half].to(maths), State(copies), ks[half])
+                    apply_update(rule, value.clone(), g[half].to(compute_dtype), State(copies), ks[half])
                 partials = [across.partials or () for _, across, _ in known]
                 found.append(tuple(x + y for x, y in zip(*partials, strict=True)))
                 continue
-            k, across, dice = knows(p, row, answers)
+            k, across, rng = knows(p, row, answers)
             if final:
-                put(advanced(rule, rests, maths, p, g, s, k, dice, apart=k.skips), k)
+                commit(compute_update(rule, storage, compute_dtype, p, g, s, k, rng, apart=k.skips), k)
             else:
-                value, copies = rests.load(p, s, maths)
+                value, copies = storage.load(p, s, compute_dtype)
                 copies = {name: t.clone() for name, t in copies.items()}
-                advance(rule, value.clone(), g.to(maths), State(copies), k)
+                apply_update(rule, value.clone(), g.to(compute_dtype), State(copies), k)
                 found.append(across.partials)
         if final:
             return ()
@@ -292,7 +296,7 @@ def _compiled(signature: Signature, stage: int) -> Compiled:
 
 def _settle(signature: Signature, p: Tensor) -> None:
     """Tell the compiler what always holds: the length of blocks, and of what lengths are multiples."""
-    if signature.rests.length and not signature.shaped:
+    if signature.storage.length and not signature.shaped:
         int(p.size(1)), int(p.stride(0))
     if signature.aligned:
         torch._check(p.size(0) % _VECTOR == 0)  # type: ignore[no-untyped-call]
@@ -338,10 +342,10 @@ def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
     sums: list[tuple[Tensor, ...]] = []
     for earlier, (scope, _) in enumerate(signature.rounds[:stage]):
         partial = _text(signature, earlier)(params, state, grads, table, sums)
-        if not signature.shaped and scope == "overall":
+        if not signature.shaped and scope == "global":
             partial = (partial[0].sum(0),)
         if signature.shaped:
-            partial = (torch.stack(over_bundle(partial, signature.bundle)),) if scope == "overall" else vectors(partial)
+            partial = (torch.stack(over_bundle(partial, signature.bundle)),) if scope == "global" else vectors(partial)
         sums.append(partial)
     return params, state, grads, table, sums
 

@@ -1,4 +1,4 @@
-"""State that rests in the host's memory, and is on the parameters' device, batch by batch, for as long as a step takes."""
+"""State that is stored in the host's memory, and is on the parameters' device, batch by batch, for as long as a step takes."""
 
 from __future__ import annotations
 
@@ -92,18 +92,18 @@ class _Batch:
         self.jobs = jobs
         self.memory: dict[str, Any] = {}
         self._staged = []
-        self._strides = [job.param.stride() for job in jobs]
+        self._strides = [job.local_param.stride() for job in jobs]
         at = 0
         for job in jobs:
             state = {}
-            for name in job.resting:
-                state[name] = _view(room, at, job.state[name])
-                at += _room(job.state[name])
-            self._staged.append(replace(job, state=state))
+            for name in job.stored:
+                state[name] = _view(room, at, job.local_state[name])
+                at += _room(job.local_state[name])
+            self._staged.append(replace(job, local_state=state))
 
     def is_stale(self) -> bool:
         """Whether parameters have come to lie otherwise in memory, as their state has to."""
-        return any(job.param.stride() != stride for job, stride in zip(self.jobs, self._strides, strict=True))
+        return any(job.local_param.stride() != stride for job, stride in zip(self.jobs, self._strides, strict=True))
 
     def waiting(self) -> list[tuple[Job, Job]]:
         """The jobs that are not done, each with the one whose state is on the device."""
@@ -114,8 +114,8 @@ def _fetch(waiting: Sequence[tuple[Job, Job]]) -> None:
     for job, staged in waiting:
         staged.grad, staged.known, staged.carried, staged.group = job.grad, job.known, job.carried, job.group
         staged.done = False
-        for name in job.resting:
-            staged.state[name].copy_(job.state[name], non_blocking=True)
+        for name in job.stored:
+            staged.local_state[name].copy_(job.local_state[name], non_blocking=True)
 
 
 def _put_back(waiting: Sequence[tuple[Job, Job]]) -> None:
@@ -123,8 +123,10 @@ def _put_back(waiting: Sequence[tuple[Job, Job]]) -> None:
         del staged.grad
         job.done = staged.done
         if job.done:
-            for name in job.resting:
-                job.state[name].copy_(staged.state[name], non_blocking=job.param.device.type == "cuda")
+            for name in job.stored:
+                job.local_state[name].copy_(
+                    staged.local_state[name], non_blocking=job.local_param.device.type == "cuda"
+                )
 
 
 def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, list[_Batch]]:
@@ -133,8 +135,8 @@ def _batches(jobs: Sequence[Job], memory: dict[str, Any]) -> dict[torch.device, 
     if batches is not None and not any(batch.is_stale() for some in batches.values() for batch in some):
         return batches
     batches = {}
-    for device in dict.fromkeys(job.param.device for job in jobs):
-        cut = list(_cut([job for job in jobs if job.param.device == device]))
+    for device in dict.fromkeys(job.local_param.device for job in jobs):
+        cut = list(_cut([job for job in jobs if job.local_param.device == device]))
         most = max(sum(map(_weight, some)) for some in cut)
         rooms = [torch.empty(most, dtype=torch.uint8, device=device) for _ in cut[:2]]
         batches[device] = [_Batch(some, rooms[i % 2]) for i, some in enumerate(cut)]
@@ -157,16 +159,16 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 def _lay_as_parameter(job: Job) -> None:
     """Give the state the parameter's memory layout, which it can lack after a checkpoint from elsewhere."""
-    p = job.param.detach()
-    for name, slot in job.resting.items():
-        if slot.like_parameter and real(job.state[name]).stride() != real(p).stride():
-            there = {part: t.to(p.device) for part, t in job.state.items() if part in job.resting}
-            for part, t in job.rests.laid_as(p, name, there, job.resting).items():
+    p = job.local_param.detach()
+    for name, slot in job.stored.items():
+        if slot.like_parameter and real(job.local_state[name]).stride() != real(p).stride():
+            there = {part: t.to(p.device) for part, t in job.local_state.items() if part in job.stored}
+            for part, t in job.storage.laid_as(p, name, there, job.stored).items():
                 job.hold(part, on_host(t))
 
 
 def _weight(job: Job) -> int:
-    return sum(_room(job.state[name]) for name in job.resting)
+    return sum(_room(job.local_state[name]) for name in job.stored)
 
 
 def _room(t: Tensor) -> int:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from descend.engine.context import Dims, Known, Reducer, State
 from descend.engine.job import Job
-from descend.engine.known import Across, Dims, Known, State
 from descend.engine.rule import Rule
 from descend.engine.slots import Slot
-from descend.engine.text import advance
+from descend.engine.update import apply_update
 
-Scope = Literal["own", "overall"]
+Scope = Literal["tensor", "global"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Profile:
     @property
     def overall(self) -> int:
         """The number of rounds over all tensors."""
-        return sum(scope == "overall" for scope, _ in self.rounds)
+        return sum(scope == "global" for scope, _ in self.rounds)
 
     @property
     def whole(self) -> bool:
         """Whether the text must have the whole tensor in hand."""
-        return self.shaped or any(scope == "own" for scope, _ in self.rounds)
+        return self.shaped or any(scope == "tensor" for scope, _ in self.rounds)
 
 
 def profile(rule: type[Rule], job: Job) -> Profile:
@@ -55,7 +55,7 @@ def profile(rule: type[Rule], job: Job) -> Profile:
     if rule.reach == "matrix":
         return Profile(shaped=True)
     stages = job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
-    ndim = job.value.dim()
+    ndim = job.view.dim()
     shaped = ndim > 1 and (stages or rule.reach == "rows")
     return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1, job.crosses)  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ def _profile(
     watch = _Watch(rule.__name__, across, (p, g, *state.values()))
     try:
         with torch.no_grad(), watch if ndim == 1 else nullcontext():
-            advance(rule, p, g, State(state), k)
+            apply_update(rule, p, g, State(state), k)
     except _OnePart:
         raise
     except (IndexError, RuntimeError) as error:
@@ -111,7 +111,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self, rule: str, across: _Counting, tensors: Sequence[Tensor]) -> None:
         super().__init__()
-        self.rule, self.across = rule, across
+        self.rule, self.reducer = rule, across
         self.seen = {id(x): ref(x) for x in tensors}
         self.held = len(self.seen)
 
@@ -120,7 +120,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         x = args[0] if args else None
-        by_hand = not self.across.is_asked and isinstance(x, Tensor) and x.nelement() > 1
+        by_hand = not self.reducer.is_asked and isinstance(x, Tensor) and x.nelement() > 1
         if by_hand and name in _REDUCTIONS:
             raise _OnePart(
                 f"{self.rule}: its lines reduce a tensor with {name}(), and have only a part of it in hand; "
@@ -156,7 +156,7 @@ _OF_SHAPES = frozenset(
 _TURNED = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
 
 
-class _Counting(Across):
+class _Counting(Reducer):
     """Notes the rounds of a text that runs on a tensor of two elements along each dimension."""
 
     #: Whether a sum is being taken that the text has asked for.
@@ -180,14 +180,14 @@ class _Counting(Across):
         self.rounds: list[tuple[Scope, tuple[Dims, ...]]] = []
         self.small: list[bool] = []
 
-    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+    def tensor_sum(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         small = all(d is not None and x.numel() << len(d) < 1 << self.ndim for x, d in zip(partials, dims, strict=True))
         self.small.append(small and not self.in_pieces)
         if not self.small[-1]:
-            self.rounds.append(("own", dims))
+            self.rounds.append(("tensor", dims))
         return partials
 
-    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    def global_sum(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         partials = begin()
-        self.rounds.append(("overall", (None,) * len(partials)))
+        self.rounds.append(("global", (None,) * len(partials)))
         return partials

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from descend.engine.context import Dims
 from descend.engine.executors.profile import Scope
 from descend.engine.job import Job
-from descend.engine.known import Dims
 from descend.engine.rule import Rule
 from descend.engine.sharding.collectives import Sum, complete, total_over
 
@@ -53,7 +53,7 @@ class NoGradient(Exception):
 
 def over_all(job: Job, parts: list[list[Tensor]]) -> SumRequest:
     """The request for sums over all tensors to which whole parameters of one rule give their parts."""
-    return SumRequest("overall", job, parts, (None,) * len(parts[0]))
+    return SumRequest("global", job, parts, (None,) * len(parts[0]))
 
 
 def answer(
@@ -81,8 +81,8 @@ def answer(
     while waiting or summed or process_group is not None:
         _over_processes([request for _, request in waiting], unsure)
         unsure = ()
-        summed += [pair for pair in waiting if pair[1].scope == "overall"]
-        waiting = [found for pair in waiting if pair[1].scope == "own" for found in _sent(*pair, pair[1].parts[0])]
+        summed += [pair for pair in waiting if pair[1].scope == "global"]
+        waiting = [found for pair in waiting if pair[1].scope == "tensor" for found in _sent(*pair, pair[1].parts[0])]
         latest = _ready(rules, waiting, summed)
         if process_group is not None:
             latest = total_over(process_group, latest, rules)
@@ -131,12 +131,12 @@ def _added_up(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
 def _over_processes(requests: Sequence[SumRequest], unsure: Sequence[Job]) -> None:
     """Complete what is asked over the processes, in place; the same collective says which jobs have a gradient anywhere."""
     sums = [
-        Sum(r.job.layout, r.parts[0], [r.job.crossed(d if r.scope == "own" else None) for d in r.dims])
+        Sum(r.job.layout, r.parts[0], [r.job.crossed(d if r.scope == "tensor" else None) for d in r.dims])
         for r in requests
         if r.job.crosses
     ]
     bits = [
-        Sum(job.layout, [torch.tensor(float(job.present), device=job.param.device)], [job.crossed(None)])
+        Sum(job.layout, [torch.tensor(float(job.present), device=job.local_param.device)], [job.crossed(None)])
         for job in unsure
     ]
     complete([*sums, *bits])

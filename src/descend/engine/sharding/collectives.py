@@ -59,7 +59,7 @@ def _by_group(sums: Sequence[Sum]) -> dict[Any, list[tuple[Sum, int]]]:
 def any_of(here: Sequence[bool], jobs: Sequence[Job]) -> list[bool]:
     """For each job whether something holds on any of the processes that have a piece of it."""
     sums = [
-        Sum(job.layout, [torch.tensor(float(x), device=job.param.device)], [job.crossed(None)])
+        Sum(job.layout, [torch.tensor(float(x), device=job.local_param.device)], [job.crossed(None)])
         for x, job in zip(here, jobs, strict=True)
     ]
     complete(sums)

@@ -49,7 +49,7 @@ def run(jobs: Sequence[Job], move: Move) -> None:
 
 
 def _buckets(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], list[int]]]:
-    """Equal matrices on the same processes, each with its owner's rank: the dearest first to whoever has least to do."""
+    """Equal matrices on the same processes, each with its owner's rank: the dearest first to whatever has least to do."""
     burden: dict[Any, list[float]] = {}
     owner: dict[int, int] = {}
     for job in sorted(jobs, key=lambda job: -_cost(job)):
@@ -61,8 +61,8 @@ def _buckets(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], list[int]]]:
     kinds: dict[Any, list[Job]] = {}
     for job in jobs:
         assert job.layout is not None
-        key = _group(job), job.layout.shape, job.layout.sharded, job.param.dtype, job.grad.dtype, job.rests
-        kinds.setdefault((*key, tuple(job.resting)), []).append(job)
+        key = _group(job), job.layout.shape, job.layout.sharded, job.local_param.dtype, job.grad.dtype, job.storage
+        kinds.setdefault((*key, tuple(job.stored)), []).append(job)
     for members in kinds.values():
         yield members, [owner[id(job)] for job in members]
 
@@ -108,7 +108,7 @@ class Exchange:
         self.jobs, self.owners = jobs, owners
         self.group = _group(jobs[0])
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        self.device = jobs[0].param.device
+        self.device = jobs[0].local_param.device
         self.pieces = [_pieces(job, self.size) for job in jobs]
 
     def gather(self) -> Any:
@@ -154,7 +154,9 @@ class Exchange:
                     _flag(whole.done, self.device),
                     *(
                         piece.part(value, rank)
-                        for piece, value in zip(self.pieces[i][1:], (whole.param, *whole.state.values()), strict=True)
+                        for piece, value in zip(
+                            self.pieces[i][1:], (whole.local_param, *whole.local_state.values()), strict=True
+                        )
                     ),
                 )
             ]
@@ -188,12 +190,12 @@ def _pieces(job: Job, size: int) -> list[_Piece]:
     assert layout is not None
     ((axis, dim),) = layout.sharded
     lengths = _lengths(layout.shape[dim], size)
-    found = [_Piece(job.grad, dim, lengths), _Piece(job.param.detach(), dim, lengths)]
-    for name, slot in job.resting.items():
+    found = [_Piece(job.grad, dim, lengths), _Piece(job.local_param.detach(), dim, lengths)]
+    for name, slot in job.stored.items():
         placement: Any = layout.placed(slot)[axis]
-        whole = slot.shape_for(job.leaf)
+        whole = slot.shape_for(job.param)
         cut = getattr(placement, "dim", None)
-        found.append(_Piece(job.state[name], cut, [] if cut is None else _lengths(whole[cut], size)))
+        found.append(_Piece(job.local_state[name], cut, [] if cut is None else _lengths(whole[cut], size)))
     return found
 
 
@@ -206,7 +208,9 @@ def _lengths(length: int, size: int) -> list[int]:
 def _whole(job: Job, found: list[Tensor], present: bool) -> Job:
     """The job with whole tensors in place of its pieces."""
     grad, param, *state = found
-    whole = replace(job, leaf=param, param=param, state=dict(zip(job.resting, state, strict=True)), layout=None)
+    whole = replace(
+        job, param=param, local_param=param, local_state=dict(zip(job.stored, state, strict=True)), layout=None
+    )
     whole.grad, whole.known, whole.carried, whole.present = grad, job.known, job.carried, present
     whole.done = False
     return whole
@@ -218,15 +222,15 @@ def _everywhere(job: Job, move: Move) -> None:
     assert layout is not None
     tensors: list[Any] = [
         layout.wrap(job.grad, layout.placements, layout.shape),
-        job.leaf,
-        *(job.home[name] for name in job.resting),
+        job.param,
+        *(job.state[name] for name in job.stored),
     ]
     found = [full(x).clone() for x in tensors]
     whole = _whole(job, found, True)
     move(whole)
-    placed = [layout.placements, *(layout.placed(slot) for slot in job.resting.values())]
-    here = (job.param.detach(), *(job.state[name] for name in job.resting))
-    for piece, value, placements in zip(here, (whole.param, *whole.state.values()), placed, strict=True):
+    placed = [layout.placements, *(layout.placed(slot) for slot in job.stored.values())]
+    here = (job.local_param.detach(), *(job.local_state[name] for name in job.stored))
+    for piece, value, placements in zip(here, (whole.local_param, *whole.local_state.values()), placed, strict=True):
         piece.copy_(local(layout.spread(value, placements)))
     job.done = whole.done
 

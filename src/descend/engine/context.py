@@ -29,7 +29,7 @@ class NeedSums(Exception):
 
 
 class State:
-    """The state of one parameter as its rule sees it: one attribute a slot, in the dtype of the maths."""
+    """The state of one parameter as its rule sees it: one attribute a slot, in the compute dtype."""
 
     def __init__(self, slots: Mapping[str, Any]) -> None:
         self.__dict__.update(slots)
@@ -54,14 +54,14 @@ class State:
         return name in self.__dict__
 
 
-class Across:
+class Reducer:
     """Sums of the values that the text has in its hands; they are all there is. Other ways to sum derive from it."""
 
-    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+    def tensor_sum(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         """Complete sums over one tensor from sums over the part in hand; dims are those summed, None for all."""
         return partials
 
-    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    def global_sum(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """Complete sums over every tensor of the step; `begin` gives those over the tensors in hand."""
         return begin()
 
@@ -81,7 +81,7 @@ class Across:
         return norm * norm
 
 
-class Answered(Across):
+class AnsweredReducer(Reducer):
     """Sums over the part in hand where this is all there is; others are answered, or interrupt the text.
 
     Args:
@@ -94,13 +94,13 @@ class Answered(Across):
         self.crosses = crosses
         self.asked = 0
 
-    def own(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
+    def tensor_sum(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
         """The sums themselves, unless other processes have the rest of the tensor."""
         if self.crosses is None or not any(map(self.crosses, dims)):
             return partials
         return self._next(lambda: partials, dims)
 
-    def overall(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    def global_sum(self, begin: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
         """What was found for all tensors."""
         return self._next(begin, None)
 
@@ -119,9 +119,9 @@ class Known:
     may branch. A call of one of the methods is one round of communication where tensors are spread over machines.
     """
 
-    def __init__(self, values: Mapping[str, Any], across: Across | None = None) -> None:
+    def __init__(self, values: Mapping[str, Any], reducer: Reducer | None = None) -> None:
         self.__dict__.update(values)
-        self.across = across or Across()
+        self.reducer = reducer or Reducer()
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the rule uses {name!r}, which is neither an option nor one of its scalars")
@@ -133,15 +133,15 @@ class Known:
 
     def sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over all elements of each."""
-        return self.across.own(tuple(map(self.across.sum, xs)), (None,) * len(xs))
+        return self.reducer.tensor_sum(tuple(map(self.reducer.sum, xs)), (None,) * len(xs))
 
     def complete(self, *begun: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """Sums that the text has begun over the part in hand, each with the dimensions that it sums over."""
-        return self.across.own(tuple(partial for partial, _ in begun), tuple(dims for _, dims in begun))
+        return self.reducer.tensor_sum(tuple(partial for partial, _ in begun), tuple(dims for _, dims in begun))
 
     def sums_over(self, *pairs: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, ...]:
         """For each (x, dims) the sums over these dimensions, which stay as size 1."""
-        asked = [(self.across.sum(x, dims), dims) for x, dims in pairs if dims]
+        asked = [(self.reducer.sum(x, dims), dims) for x, dims in pairs if dims]
         sums = iter(self.complete(*asked) if asked else ())
         return tuple(next(sums) if dims else x for x, dims in pairs)
 
@@ -149,7 +149,7 @@ class Known:
         """For each (x, y) the sums of x·y over these dimensions, which stay as size 1."""
         if not dims:
             return tuple(x * y for x, y in pairs)
-        across = self.across
+        across = self.reducer
         dots = (across.square(x, dims) if x is y else across.sum(x * y, dims) for x, y in pairs)
         return self.complete(*((dot, dims) for dot in dots))
 
@@ -167,7 +167,7 @@ class Known:
 
     def norms(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Euclidean norms over all elements of each."""
-        squares = self.across.own(tuple(map(self.across.square, xs)), (None,) * len(xs))
+        squares = self.reducer.tensor_sum(tuple(map(self.reducer.square, xs)), (None,) * len(xs))
         return tuple(map(torch.sqrt, squares))
 
     def norm(self, x: Tensor) -> Tensor:
@@ -180,15 +180,15 @@ class Known:
 
     def rms(self, x: Tensor) -> Tensor:
         """Root of the mean square over all elements."""
-        return torch.sqrt(self.across.own((self.across.square(x),), (None,))[0] / self.numel)
+        return torch.sqrt(self.reducer.tensor_sum((self.reducer.square(x),), (None,))[0] / self.numel)
 
     def overall_sums(self, *xs: Tensor) -> tuple[Tensor, ...]:
         """Sums over the elements of every tensor of this step, of each."""
-        return self.across.overall(lambda: tuple(_list_total(self.across.sum(x)) for x in xs))
+        return self.reducer.global_sum(lambda: tuple(_list_total(self.reducer.sum(x)) for x in xs))
 
     def overall_norm(self, x: Tensor) -> Tensor:
         """Euclidean norm over the elements of every tensor of this step."""
-        return torch.sqrt(self.across.overall(lambda: (_list_total(self.across.square(x)),))[0])
+        return torch.sqrt(self.reducer.global_sum(lambda: (_list_total(self.reducer.square(x)),))[0])
 
 
 def _list_total(total: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from descend.engine.known import Known, State
-from descend.engine.storage import Dice, Rests
+from descend.engine.context import Known, State
+from descend.engine.storage import ElementRng, StorageSpec
 from descend.terms import Quotient, add_product, add_scaled, clip_ratio, finite_else, plus, scale, value_of
 
 Direction = Tensor | Quotient
@@ -33,7 +33,7 @@ class Rule(Protocol):
         """The direction in which the parameter descends, and how much of it decays where that is the tensor's own."""
 
 
-def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
+def apply_update(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
     """Carry one parameter, or one list of parameters, over one step."""
     if k.unscales:
         g = g * k.inverse_scale
@@ -50,7 +50,9 @@ def advance(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> None:
     rule.move(p, g, s, k)
 
 
-def take(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known, rescale: Callable[..., Any] | None = None) -> None:
+def apply_direction(
+    rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known, rescale: Callable[..., Any] | None = None
+) -> None:
     """p ← decay·p − step_size·d: the rule's direction, the stages, weight decay, the rule's rescale, the step."""
     d, amount = given if isinstance(given := rule.direction(p, g, s, k), tuple) else (given, None)
     if has_stages(k) and not rule.own_stages:
@@ -71,62 +73,62 @@ def take(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known, rescale: Ca
         decay_weights(p, d, k, amount)
 
 
-def advanced(
+def compute_update(
     rule: type[Rule],
-    rests: Rests,
-    maths: torch.dtype,
+    storage: StorageSpec,
+    compute_dtype: torch.dtype,
     p: Tensor,
     g: Tensor,
     s: Mapping[str, Tensor],
     k: Known,
-    dice: Dice | None,
+    rng: ElementRng | None,
     apart: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run the text; every resting tensor with what it becomes. `apart`: on copies, so that nothing changes by itself."""
-    p_value, state = rests.load(p, s, maths)
+    """Run the text; every stored tensor with what it becomes. `apart`: on copies, so that nothing changes by itself."""
+    p_value, state = storage.load(p, s, compute_dtype)
     if apart:
         p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
-    advance(rule, p_value, g.to(maths), State(state), k)
-    return rests.store(p, s, p_value, state, dice)
+    apply_update(rule, p_value, g.to(compute_dtype), State(state), k)
+    return storage.store(p, s, p_value, state, rng)
 
 
-def advanced_in_halves(
+def compute_update_in_halves(
     rule: type[Rule],
-    rests: Rests,
-    maths: torch.dtype,
+    storage: StorageSpec,
+    compute_dtype: torch.dtype,
     p: Sequence[Tensor],
     g: Sequence[Tensor],
     s: Sequence[Mapping[str, Tensor]],
     k: Sequence[Known],
-    dice: Dice | None,
+    rng: ElementRng | None,
     apart: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The same for the first halves of all blocks and the second, each a text of its own: they share bytes of state."""
     values, states = [], []
     for i in range(2):
-        p_value, state = rests.load_half(i, p[i], s[i], maths)
+        p_value, state = storage.load_half(i, p[i], s[i], compute_dtype)
         if apart:
             p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
-        advance(rule, p_value, g[i].to(maths), State(state), k[i])
+        apply_update(rule, p_value, g[i].to(compute_dtype), State(state), k[i])
         values.append(p_value)
         states.append(state)
-    return rests.store_halves(p, s, values, states, dice)
+    return storage.store_halves(p, s, values, states, rng)
 
 
-def put(stored: Iterable[tuple[Tensor, Tensor]], k: Known) -> None:
-    """Let every resting tensor become what :func:`advanced` gave for it."""
-    for resting, value in stored:
+def commit(updated: Iterable[tuple[Tensor, Tensor]], k: Known) -> None:
+    """Let every stored tensor become what :func:`compute_update` gave for it."""
+    for stored, value in updated:
         if k.skips:
-            resting.copy_(torch.where(k.found_inf > 0, resting, value.to(resting.dtype)))
-        elif value is not resting:
-            resting.copy_(value)
+            stored.copy_(torch.where(k.found_inf > 0, stored, value.to(stored.dtype)))
+        elif value is not stored:
+            stored.copy_(value)
 
 
-def cast_scalars(k: Known, maths: torch.dtype) -> Known:
+def cast_scalars(k: Known, compute_dtype: torch.dtype) -> Known:
     """Scalars that are tensors, in the dtype of the values that they multiply."""
     for name, value in vars(k).items():
         if isinstance(value, Tensor):
-            setattr(k, name, value.to(maths))
+            setattr(k, name, value.to(compute_dtype))
     return k
 
 
