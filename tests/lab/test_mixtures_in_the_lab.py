@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import descend
+from descend.lab.cli import app
 from descend.lab.names import chosen, created
 
 
@@ -30,3 +32,13 @@ def test_a_second_name_is_the_fallback() -> None:
 def test_what_is_no_mixture_is_named(words: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         chosen(words)
+
+
+def test_show_has_both_rules() -> None:
+    shown = CliRunner().invoke(app(), ["show", "muon+lion"]).output
+    assert "muon for matrices; lion for all other parameters" in shown.replace("\n", " ")
+    assert "descend.optimizers.Muon" in shown or "Muon" in shown
+    assert "Lion" in shown
+    refused = CliRunner().invoke(app(), ["show", "adamw+lion"])
+    assert refused.exit_code == 2
+    assert "moves every parameter itself" in refused.output

@@ -15,7 +15,9 @@ def add(cli: typer.Typer, book: Book) -> None:
 
     @cli.command()
     def show(
-        name: Annotated[str, typer.Argument(help="A name that `descend list` prints, sam, lookahead, or a class.")],
+        name: Annotated[
+            str, typer.Argument(help="A name that `descend list` prints, muon+lion, sam, lookahead, or a class.")
+        ],
         sources: Annotated[
             list[str] | None, typer.Option("--import", help="A file or module with optimizers of your own. Repeatable.")
         ] = None,
@@ -37,12 +39,25 @@ def add(cli: typer.Typer, book: Book) -> None:
         if wanted in page.WRAPPERS:
             page.wrapper(wanted, console)
             return
-        known(book(), [wanted])
+        first, plus, fallback = wanted.partition("+")
+        known(book(), [first, fallback] if plus else [first])
         try:
-            if wanted.startswith(LOOKAHEAD):
+            if plus:
+                from descend.lab.names import chosen
+
+                chosen(wanted)
+                console.print(
+                    f"{wanted}: {first} for matrices; {fallback} for all other parameters, with fallback={fallback!r}\n"
+                )
+                page.show(book(), first, console)
+                console.print()
+                page.show(book(), fallback, console)
+            elif wanted.startswith(LOOKAHEAD):
                 page.lookahead(book(), wanted.removeprefix(LOOKAHEAD), console)
             else:
                 page.show(book(), wanted, console)
+        except ValueError as error:
+            fail(str(error))
         except ImportError as error:
             print(f"descend: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
