@@ -8,7 +8,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import descend
-from descend.lab.cli import app
+from descend.lab.commands import app
 from descend.lab.names import chosen, created
 
 
