@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import descend
 from helpers import small
 
+pytestmark = pytest.mark.usefixtures("bundles_of_one")
 EXECUTORS = ({"foreach": False}, {"foreach": True}, {"fused": True})
 every_executor = pytest.mark.parametrize("executor", EXECUTORS, ids=("loop", "foreach", "fused"))
 MASTERS = ("kahan", "split")

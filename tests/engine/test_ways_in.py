@@ -18,6 +18,7 @@ import descend
 from helpers import small
 from helpers.cases import ROWS, Row
 
+pytestmark = pytest.mark.usefixtures("bundles_of_one")
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 every_executor = pytest.mark.parametrize("executor", ("loop", "foreach", "fused"))
 SWITCHES: dict[str, dict[str, bool]] = {

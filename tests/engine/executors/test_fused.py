@@ -48,6 +48,7 @@ def assert_close(result: Run, limit: float) -> None:
     assert errors[worst] < limit, f"{worst}: {errors[worst]:.1e}"
 
 
+@pytest.mark.usefixtures("bundles_of_one")
 @pytest.mark.capability("fused")
 @pytest.mark.parametrize("row", FUSED, ids=[row.name for row in FUSED])
 def test_float32_matches_the_oracle_and_really_compiles(row: Row) -> None:
@@ -57,6 +58,12 @@ def test_float32_matches_the_oracle_and_really_compiles(row: Row) -> None:
     after = kernels.kernel.cache_info()
     assert_close(result, row.float32)
     assert after.hits + after.misses > before.hits + before.misses
+
+
+@pytest.mark.parametrize("name", ("NvNovoGrad", "Prodigy"))
+def test_bundles_of_rules_with_sums_match_the_oracle(name: str) -> None:
+    row = next(row for row in ROWS if row.name == name)
+    assert_close(run(name, row.lr, row.variants[0], dtype=torch.float32, fused=True), row.float32)
 
 
 @pytest.mark.usefixtures("full_bundles")
