@@ -103,12 +103,15 @@ def scale(buffer: Tensor, factor: Scalar) -> Tensor:
     return buffer.mul_(factor)
 
 
-def finite_else(x: Tensor, other: Any) -> Tensor:
-    """x where all of its numbers are finite, else `other`, a tensor of its shape or a number."""
+def finite_else(x: Tensor, other: Any, reads: bool = True) -> Tensor:
+    """x where all of its numbers are finite, else `other`, a tensor of its shape or a number.
+
+    On the CPU it is x itself, without a copy, where the host may read which of them it is.
+    """
     if x.numel() == 0:
         return x
     finite = torch.isfinite(torch.stack(torch.aminmax(x))).all()  # without a temporary of x's size
-    if x.device.type == "cpu" and finite:  # elsewhere the host would wait for it
+    if reads and x.device.type == "cpu" and finite:  # elsewhere the host would wait for it
         return x
     return torch.where(finite, x, other)
 

@@ -58,17 +58,17 @@ class TensorList:
             return Numbers(torch.stack(torch._foreach_norm(args[0].tensors)))
         multi = _FOREACH.get(func)
         if multi is not None and not kwargs and all(isinstance(a, TensorList) for a in args):
-            return cls(multi(*(a.tensors for a in args)))
-        return cls.each(func, *args, **named)
+            return TensorList(multi(*(a.tensors for a in args)))
+        return TensorList.each(func, *args, **named)
 
-    @classmethod
-    def each(cls, func: Callable[..., Any], *args: Any, **kwargs: Any) -> TensorList:
+    @staticmethod
+    def each(func: Callable[..., Any], *args: Any, **kwargs: Any) -> TensorList:
         """Apply `func` tensor by tensor; arguments that are no list are given to every call."""
         columns = [a.tensors if isinstance(a, TensorList) else repeat(a) for a in (*args, *kwargs.values())]
         if not kwargs:
-            return cls(map(func, *columns))
+            return TensorList(map(func, *columns))
         count = len(args)
-        return cls(func(*row[:count], **dict(zip(kwargs, row[count:], strict=True))) for row in zip(*columns))  # noqa: B905
+        return TensorList(func(*row[:count], **dict(zip(kwargs, row[count:], strict=True))) for row in zip(*columns))  # noqa: B905
 
     # Out of place.
     def __add__(self, other: Any) -> TensorList:

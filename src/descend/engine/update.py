@@ -44,7 +44,7 @@ def apply_update(rule: type[Rule], p: Tensor, g: Tensor, s: State, k: Known) -> 
     if k.centralize_grad and k.ndim > 1:
         g = g - k.means_over((g, tuple(range(1, k.ndim))))[0]
     if rule.reach == "matrix":
-        g = finite_else(g, 0.0)  # a NaN would spread over the whole matrix
+        g = finite_else(g, 0.0, reads=not k.capturable)  # a NaN would spread over the whole matrix
     if k.decay == "coupled":
         g = plus(g, p, k.weight_decay)
     rule.move(p, g, s, k)
