@@ -82,5 +82,5 @@ def launches_of_pass(signature: Signature, is_last: bool) -> int:
     if signature.shaped:
         return 3
     if signature.storage.random:  # not one for the bundle yet
-        return signature.bundle * (2 if signature.storage.in_halves else 1)
+        return signature.bundle * signature.storage.lanes
     return 1 if is_last else 3

@@ -60,7 +60,7 @@ def test_launches_of_a_call(name: str, inductor: object) -> None:
     signature, passes = _written(name)
     for code in passes:
         assert len(target.launches_of(code)) <= budget.launches_of_pass(signature, is_last=code is passes[-1])
-    assert signature.bundle > 1 or signature.storage.in_halves
+    assert signature.bundle > 1 or signature.storage.lanes > 1
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -304,9 +304,9 @@ class StorageSpec:
         return self.master is None and not self.blocks
 
     @property
-    def in_halves(self) -> bool:
-        """Whether everything in blocks has 4 bits."""
-        return bool(self.blocks) and all(storage.bits == 4 for _, storage in self.blocks)
+    def lanes(self) -> int:
+        """How many values share a byte: two where everything in blocks has 4 bits, the halves of each block."""
+        return 2 if self.blocks and all(storage.bits == 4 for _, storage in self.blocks) else 1
 
     @property
     def in_order(self) -> bool:
@@ -356,20 +356,22 @@ class StorageSpec:
                 mine = replace(rng, slot=slot) if rng is not None and storage.bits == 4 else None
                 yield from zip((numbers, scale), _packed(storage, state[name], numbers, scale.shape, mine), strict=True)
 
-    def load_half(
-        self, half: int, p: Tensor, s: Mapping[str, Tensor], compute_dtype: torch.dtype
+    def load_lane(
+        self, lane: int, p: Tensor, s: Mapping[str, Tensor], compute_dtype: torch.dtype
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same for one half of every block, which 4-bit numbers share with the other; a row a block.
+        """The same for one lane: all, or one half of every block, a row a block.
 
-        State that belongs to both, a norm for example, is a copy for each.
+        State that belongs to both halves, a norm for example, is a copy for each.
         """
+        if self.lanes == 1:
+            return self.load(p, s, compute_dtype)
         parts = self._parts
         state = {name: s[name].to(compute_dtype, copy=True) for name in s if name not in parts}
         for name, storage in self.blocks:
-            state[name] = storage.halves((s[name], s[f"{name}_scale"]), compute_dtype)[half]
+            state[name] = storage.halves((s[name], s[f"{name}_scale"]), compute_dtype)[lane]
         return self.parameter(p, s, compute_dtype), state
 
-    def store_halves(
+    def store_lanes(
         self,
         p: Sequence[Tensor],
         s: Sequence[Mapping[str, Tensor]],
@@ -377,7 +379,10 @@ class StorageSpec:
         states: Sequence[Mapping[str, Tensor]],
         rng: ElementRng | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The inverse of both."""
+        """The inverse, for all lanes."""
+        if self.lanes == 1:
+            yield from self.store(p[0], s[0], p_values[0], states[0], rng)
+            return
         blocks = dict(self.blocks)
         for i, stored in enumerate(p):
             roll = None if rng is None else replace(rng, part=(i, 2))

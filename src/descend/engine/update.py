@@ -92,7 +92,7 @@ def compute_update(
     return storage.store(p, s, p_value, state, rng)
 
 
-def compute_update_in_halves(
+def compute_update_in_lanes(
     rule: type[Rule],
     storage: StorageSpec,
     compute_dtype: torch.dtype,
@@ -103,16 +103,16 @@ def compute_update_in_halves(
     rng: ElementRng | None,
     apart: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same for the first halves of all blocks and the second, each a text of its own: they share bytes of state."""
+    """The same lane by lane, each an update of its own; lanes share bytes of state."""
     values, states = [], []
-    for i in range(2):
-        p_value, state = storage.load_half(i, p[i], s[i], compute_dtype)
+    for i in range(storage.lanes):
+        p_value, state = storage.load_lane(i, p[i], s[i], compute_dtype)
         if apart:
             p_value, state = p_value.clone(), {name: value.clone() for name, value in state.items()}
         apply_update(rule, p_value, g[i].to(compute_dtype), State(state), k[i])
         values.append(p_value)
         states.append(state)
-    return storage.store_halves(p, s, values, states, rng)
+    return storage.store_lanes(p, s, values, states, rng)
 
 
 def commit(updated: Iterable[tuple[Tensor, Tensor]], k: Known) -> None:

@@ -89,7 +89,7 @@ def compiles(rule: type[Rule], job: Job) -> bool:
     few = value.dim() > 2 and job.whole[-1] < _VECTOR and shaped
     # Pieces of inner dimensions need not be dense, on some processes and not on others, where sums have to match.
     inner = job.layout is not None and any(d > 0 for _, d in job.layout.sharded) and bool(profile(rule, job).rounds)
-    paired = job.storage.in_order and not (job.storage.in_halves and job.local_param.is_contiguous())
+    paired = job.storage.in_order and not (job.storage.lanes > 1 and job.local_param.is_contiguous())
     blocked = job.storage.length is not None and (shaped or paired)
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked and not inner
@@ -262,7 +262,7 @@ class Bundle:
         if not length:
             return flatten(x)
         rows = x.as_strided((x.numel() // length, length), (length, 1))
-        return torch.split(rows, length // 2, 1) if self.signature.in_halves else rows
+        return torch.split(rows, length // 2, 1) if self.signature.storage.lanes > 1 else rows
 
     def is_stale(self) -> bool:
         """Whether other code exchanged memory since the views were taken."""
@@ -284,7 +284,7 @@ class Bundle:
             return [*(job.seen(g) for job, g in zip(self.jobs, grads, strict=True)), *self._spare_grads]
         if self.signature.storage.length is None:
             flat = [g.as_strided((g.numel(),), (1,)) for g in grads]
-        elif self.signature.in_halves:
+        elif self.signature.storage.lanes > 1:
             flat = [*chain.from_iterable(map(self._view, grads))]
         else:
             flat = [*map(self._view, grads)]

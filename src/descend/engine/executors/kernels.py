@@ -25,7 +25,7 @@ from descend.engine.rule import Rule
 from descend.engine.slots import Slot
 from descend.engine.storage import ElementRng, StorageSpec
 from descend.engine.torch_private import Compiled, compiled
-from descend.engine.update import apply_update, cast_scalars, commit, compute_update, compute_update_in_halves
+from descend.engine.update import apply_update, cast_scalars, commit, compute_update_in_lanes
 
 # Parameters a call, twice as many on GPUs where a text takes several. A compiled function takes a fixed number;
 # fewer are filled up with scratch.
@@ -64,11 +64,6 @@ class Signature:
     aligned: bool = False
 
     @property
-    def in_halves(self) -> bool:
-        """Whether every parameter goes in as two views: the halves of its blocks, which share bytes of state."""
-        return self.storage.in_halves
-
-    @property
     def columns(self) -> int:
         """The length of a row of the table: the scalars, and where a piece belongs."""
         return len(self.scalars) + (3 + len(self.order or (0,)) if self.in_pieces else 0)
@@ -100,7 +95,7 @@ def signature_of(rule: type[Rule], job: Job) -> Signature:
     usual = BUNDLE * 2 if on_gpu and needs.rounds else BUNDLE
     if needs.shaped:  # on a host a loop of calls costs less than what larger texts take to compile
         usual = BUNDLE if on_gpu and not job.crosses else 1
-    bundle = usual // 2 if job.storage.in_halves else usual
+    bundle = usual // 2 if job.storage.lanes > 1 else usual
     aligned = on_gpu and not needs.shaped and not job.storage.length and value.numel() % _VECTOR == 0
     text = flags(job), scalars(job), slots
     rounds = needs.rounds, needs.small
@@ -123,7 +118,7 @@ def blank(signature: Signature, shapes: Sequence[tuple[int, ...]]) -> tuple[list
     order = signature.order or tuple(range(len(shapes[0])))
 
     def zeros(shape: Sequence[int], dtype: torch.dtype) -> Any:
-        if signature.in_halves:
+        if signature.storage.lanes > 1:
             half = shape[0], shape[1] // 2
             made = [torch.empty_strided(half, (shape[1], 1), dtype=dtype, device=signature.device) for _ in range(2)]
             return tuple(one.zero_() for one in made)
@@ -183,84 +178,83 @@ class _Replay(Reducer):
         return partials
 
 
-def _text(signature: Signature, stage: int) -> Callable[..., Any]:
+class _Text:
     """The function that is compiled: stage by stage up to the sums that it asks for, last of all the whole step."""
-    rule, compute_dtype, names, shaped = signature.rule, signature.compute_dtype, signature.scalars, signature.shaped
-    fixed = dict(signature.flags)
-    final = stage == len(signature.rounds)
-    slot_names = tuple(name for name, _, _ in signature.slots)
-    # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
-    single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
-    shared = frozenset(name for name, slot, _ in signature.slots if not slot.like_parameter)
-    count, storage, seed = signature.bundle, signature.storage, int(fixed.get("seed", 0) or 0)
-    in_pieces, in_halves = signature.in_pieces, signature.in_halves
 
-    def knows(p: Tensor, row: Any, answers: Any) -> tuple[Known, _Replay, ElementRng | None]:
-        across = _Replay(answers, signature.small)
-        numel = p.numel() * 2 if in_halves else p.numel()
-        k = Known({**fixed, "numel": numel, "ndim": p.dim(), "shape": p.shape}, across)
-        for name, value in zip(names, row, strict=False):
+    def __init__(self, signature: Signature, stage: int) -> None:
+        self.signature = signature
+        self.stage = stage
+        # A double of no dimension is a constant to the compiler, so single numbers of state go in as vectors of one.
+        self._single = frozenset(name for name, slot, _ in signature.slots if slot.reduce == "all")
+        self._shared = frozenset(name for name, slot, _ in signature.slots if not slot.like_parameter)
+
+    def __call__(self, params: Any, state: Any, grads: Any, table: Any, sums: Any) -> tuple[Tensor, ...]:
+        found = [
+            self._one(params[i], [column[i] for column in state], grads[i], table[i].unbind(0), self._answers(i, sums))
+            for i in range(self.signature.bundle)
+        ]
+        if self.stage == len(self.signature.rounds):
+            return ()
+        if self.signature.shaped:
+            return tuple(chain.from_iterable(found))
+        return (torch.stack([torch.stack(list(partials)) for partials in found]),)
+
+    def _one(self, p: Any, state: Sequence[Tensor], g: Any, row: Any, answers: Sequence[Any]) -> tuple[Any, ...]:
+        """One parameter: its step, or its part of the sums of this stage."""
+        signature, storage, dtype = self.signature, self.signature.storage, self.signature.compute_dtype
+        names = [name for name, _, _ in signature.slots]
+        s = {name: t[0] if name in self._single else t for name, t in zip(names, state, strict=True)}
+        lanes = range(storage.lanes)
+        p, g = (p, g) if len(lanes) > 1 else ((p,), (g,))
+        each = [
+            {name: t if len(lanes) == 1 or name in self._shared else t[lane] for name, t in s.items()} for lane in lanes
+        ]
+        known = [self._known(part, row, answers) for part in p]
+        ks = [k for k, _, _ in known]
+        if self.stage == len(signature.rounds):
+            rng, skips = known[0][2], ks[0].skips
+            commit(compute_update_in_lanes(signature.rule, storage, dtype, p, g, each, ks, rng, apart=skips), ks[0])
+            return ()
+        for lane, k in zip(lanes, ks, strict=True):
+            value, copies = storage.load_lane(lane, p[lane], each[lane], dtype)
+            copies = {name: t.clone() for name, t in copies.items()}
+            apply_update(signature.rule, value.clone(), g[lane].to(dtype), State(copies), k)
+        first, *others = [replay.partials or () for _, replay, _ in known]
+        return first if not others else tuple(x + y for x, y in zip(first, others[0], strict=True))
+
+    def _answers(self, i: int, sums: Any) -> list[tuple[Any, ...]]:
+        """The sums of the stages before, as one parameter gets them."""
+        found: list[tuple[Any, ...]] = []
+        for (scope, dims), total in zip(self.signature.rounds[: self.stage], sums, strict=True):
+            if scope == "global":
+                found.append(total[0].unbind(0))
+            elif self.signature.shaped:
+                mine = total[i * len(dims) :][: len(dims)]
+                found.append(tuple(x[0] if d is None else x for x, d in zip(mine, dims, strict=True)))
+            else:
+                found.append(total[0][i].unbind(0))
+        return found
+
+    def _known(self, p: Tensor, row: Any, answers: Sequence[Any]) -> tuple[Known, _Replay, ElementRng | None]:
+        """What the text knows of one lane, its sums, and its random numbers."""
+        signature, replay = self.signature, _Replay(answers, self.signature.small)
+        fixed, numel = dict(signature.flags), p.numel() * signature.storage.lanes
+        k = Known({**fixed, "numel": numel, "ndim": p.dim(), "shape": p.shape}, replay)
+        exact = dict(zip(signature.scalars, row, strict=False))  # in double precision, which places need
+        for name, value in exact.items():
             setattr(k, name, value)
         first: Any = 0
         slices: Any = None
-        if in_pieces:
-            first, here, there, *sizes = row[len(names) :]
+        if signature.in_pieces:
+            first, here, there, *sizes = row[len(signature.scalars) :]
             slices = here, there
-            k.shape = tuple(size.to(compute_dtype) for size in sizes)
+            k.shape = tuple(size.to(signature.compute_dtype) for size in sizes)
             k.numel = k.count(tuple(range(len(sizes))))
-        cast_scalars(k, compute_dtype)
-        exact = dict(zip(names, row, strict=False))  # in double precision, which places need
-        rng = ElementRng(seed, exact["t"], exact["place"], first, slices) if "place" in names else None
-        return k, across, rng
-
-    def of_one(total: Any, dims: tuple[Dims, ...]) -> tuple[Any, ...]:
-        return tuple(x[0] if d is None else x for x, d in zip(total, dims, strict=True))
-
-    def step(params: Any, state: Any, grads: Any, table: Any, sums: Any) -> Any:
-        found: list[Any] = []
-        for i in range(count):
-            p, g = params[i], grads[i]
-            row = table[i].unbind(0)
-            s = {n: column[i][0] if n in single else column[i] for n, column in zip(slot_names, state, strict=True)}
-            answers = [
-                total[0].unbind(0)
-                if scope == "global"
-                else of_one(total[i * len(dims) :][: len(dims)], dims)
-                if shaped
-                else total[0][i].unbind(0)
-                for (scope, dims), total in zip(signature.rounds[:stage], sums, strict=True)
-            ]
-            if in_halves:
-                each = [{n: t if n in shared else t[half] for n, t in s.items()} for half in range(2)]
-                known = [knows(part, row, answers) for part in p]
-                (k, _, rng), ks = known[0], [one for one, _, _ in known]
-                if final:
-                    commit(
-                        compute_update_in_halves(rule, storage, compute_dtype, p, g, each, ks, rng, apart=k.skips), k
-                    )
-                    continue
-                for half in range(2):
-                    value, copies = storage.load_half(half, p[half], each[half], compute_dtype)
-                    copies = {name: t.clone() for name, t in copies.items()}
-                    apply_update(rule, value.clone(), g[half].to(compute_dtype), State(copies), ks[half])
-                partials = [across.partials or () for _, across, _ in known]
-                found.append(tuple(x + y for x, y in zip(*partials, strict=True)))
-                continue
-            k, across, rng = knows(p, row, answers)
-            if final:
-                commit(compute_update(rule, storage, compute_dtype, p, g, s, k, rng, apart=k.skips), k)
-            else:
-                value, copies = storage.load(p, s, compute_dtype)
-                copies = {name: t.clone() for name, t in copies.items()}
-                apply_update(rule, value.clone(), g.to(compute_dtype), State(copies), k)
-                found.append(across.partials)
-        if final:
-            return ()
-        if shaped:
-            return tuple(chain.from_iterable(found))
-        return (torch.stack([torch.stack(list(partials or ())) for partials in found]),)
-
-    return step
+        cast_scalars(k, signature.compute_dtype)
+        if "place" not in exact:
+            return k, replay, None
+        seed = int(fixed.get("seed", 0) or 0)
+        return k, replay, ElementRng(seed, exact["t"], exact["place"], first, slices)
 
 
 @cache
@@ -281,7 +275,7 @@ def kernel(signature: Signature, stage: int) -> Compiled:
 
 
 def _compiled(signature: Signature, stage: int) -> Compiled:
-    text, arguments = _text(signature, stage), _example(signature, stage)
+    text, arguments = _Text(signature, stage), _example(signature, stage)
 
     def on_leaves(*tensors: Tensor) -> Any:
         tree = _regrown(arguments, iter(tensors))
@@ -341,7 +335,7 @@ def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
     table = torch.full((signature.bundle, signature.columns), 0.5, dtype=torch.float64, device=signature.device)
     sums: list[tuple[Tensor, ...]] = []
     for earlier, (scope, _) in enumerate(signature.rounds[:stage]):
-        partial = _text(signature, earlier)(params, state, grads, table, sums)
+        partial = _Text(signature, earlier)(params, state, grads, table, sums)
         if not signature.shaped and scope == "global":
             partial = (partial[0].sum(0),)
         if signature.shaped:
