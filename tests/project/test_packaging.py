@@ -136,7 +136,7 @@ def test_metadata_is_complete(distributions: tuple[Path, Path]) -> None:
     assert links == {"Homepage", "Documentation", "Source", "Issues", "Changelog"}
     needed = [line for line in found.get_all("Requires-Dist") if "extra ==" not in line]
     assert [re.match(r"[\w-]+", line)[0] for line in needed] == ["torch"]  # type: ignore[index]
-    assert set(found.get_all("Provides-Extra")) == {"lab", "dev", "docs", "integrations"}
+    assert set(found.get_all("Provides-Extra")) == {"lab", "dev", "docs", "gpu-tests", "integrations"}
 
 
 @pytest.mark.slow
