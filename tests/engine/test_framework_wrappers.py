@@ -76,6 +76,7 @@ def first(optimizer: Any) -> tuple[Any, dict[str, Any]]:
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
+    "bound_of": lambda optimizer: optimizer.bound_of(itself(optimizer).param_groups[0]),
     "check_group": lambda optimizer: optimizer.check_group(itself(optimizer).param_groups[0]),
     "check_parameter": lambda optimizer: optimizer.check_parameter(0, 0),
     "check_state": lambda optimizer: optimizer.check_state(itself(optimizer).param_groups[0]),

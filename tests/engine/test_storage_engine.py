@@ -243,7 +243,7 @@ def test_a_step_that_raises_midway_keeps_the_compensation_of_those_that_moved(mo
     p, q, alone = (nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16)) for _ in range(3))
     together = descend.AdamW([p, q], lr=1e-3, master="kahan", foreach=False)
     apart = descend.AdamW([alone], lr=1e-3, master="kahan", foreach=False)
-    carried = loop.advanced
+    carried = loop.compute_update
 
     def fails_on_the_second(rule: Any, rests: Any, maths: Any, x: Tensor, *rest: Any, **more: Any) -> Any:
         if x.data_ptr() == q.data_ptr():
@@ -256,7 +256,7 @@ def test_a_step_that_raises_midway_keeps_the_compensation_of_those_that_moved(mo
         apart.step()
         with monkeypatch.context() as patch:
             if step == 1:
-                patch.setattr(loop, "advanced", fails_on_the_second)
+                patch.setattr(loop, "compute_update", fails_on_the_second)
                 with pytest.raises(RuntimeError, match="no more"):
                     together.step()
             else:

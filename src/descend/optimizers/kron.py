@@ -252,7 +252,7 @@ def probe(like: Tensor, k: Known) -> Tensor:
     """Standard normal numbers, made in pieces, since their integers take more memory than they do."""
     numbers = torch.empty_like(like, memory_format=torch.contiguous_format).view(-1)
     size = numbers.numel()
-    many = loop.CHUNK // 8  # several of them as integers, which are twice as long
+    many = max(loop.CHUNK // 8, 1)  # several of them as integers, which are twice as long
     for start in range(0, size, many):
         index = torch.arange(start, min(start + many, size), device=like.device)
         numbers[start : start + many].copy_(normal(index, k.seed, int(k.t), size, _PROBE))

@@ -79,7 +79,7 @@ def slow_weights_loaded(layout: str, from_whole: bool) -> Any:
         type(second.state[q][name]) is type(x)
         and getattr(second.state[q][name], "placements", 0) == getattr(x, "placements", 0)
         for p, q in zip(params, again, strict=True)
-        for name, x in first.local_state[p].items()
+        for name, x in first.state[p].items()
     )
     for optimizer in (first, second):
         take_steps(optimizer, 2, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,7 +42,7 @@ def run(
     try:
         while True:
             try:
-                return answer(*_begin(moving, plan), rules, process_group)
+                return answer(*_begin(moving, plan, rules), rules, process_group)
             except NoGradient as found:
                 moving = [job for job in moving if not job.done and job not in found.jobs]
     finally:
@@ -52,13 +52,13 @@ def run(
         plan.counters.count([job for job in jobs if job.done])
 
 
-def _begin(jobs: list[Job], plan: Plan) -> tuple[list[StepGenerator], list[Job]]:
+def _begin(jobs: list[Job], plan: Plan, rules: Sequence[type[Rule]]) -> tuple[list[StepGenerator], list[Job]]:
     """Move the parameters that need no sums from elsewhere; the generators of the others, and the shards among them."""
     generators: list[StepGenerator] = []
     absent = [job for job in jobs if not job.present]  # whether these move is found out on the way
     kept = {} if absent else plan.memory(jobs)
     if "ways" not in kept:
-        kept["ways"] = _ways(jobs)
+        kept["ways"] = _ways(jobs, rules)
     ways, shards = kept["ways"]
     for (way, rule), members in ways.items():
         memory = kept.setdefault(rule, {})
@@ -92,7 +92,7 @@ def _move_whole(job: Job) -> None:
     loop.run([job], {})
 
 
-def _ways(jobs: list[Job]) -> tuple[dict[tuple[Way, Any], list[Job]], list[Job]]:
+def _ways(jobs: list[Job], rules: Sequence[type[Rule]]) -> tuple[dict[tuple[Way, Any], list[Job]], list[Job]]:
     """The jobs by how they are carried and by their rule, and which are shards that need sums from elsewhere."""
     ways: dict[tuple[Way, Any], list[Job]] = {}
     shards: list[Job] = []
@@ -105,7 +105,9 @@ def _ways(jobs: list[Job]) -> tuple[dict[tuple[Way, Any], list[Job]], list[Job]]
         elif job.present:
             usual: Way = "offloaded" if job.offloaded else chosen(job)
             ways.setdefault(("empty" if job.local_param.numel() == 0 else usual, job.rule), []).append(job)
-    ways = dict(sorted(ways.items(), key=lambda item: item[0][0] == "empty"))  # after what may raise
+    # Rule by rule; what has no elements comes after all that may raise.
+    places = {rule: i for i, rule in enumerate(rules)}
+    ways = dict(sorted(ways.items(), key=lambda item: (item[0][0] == "empty", places.get(item[0][1], -1))))
     return ways, shards
 
 
