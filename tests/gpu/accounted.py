@@ -19,7 +19,7 @@ from descend.engine.executors import kernels
 
 def stand_in(signature: kernels.Signature, stage: int) -> Any:
     """A kernel's text, run on the host; it counts as the launches that a test of the generated code finds."""
-    function = kernels._text(signature, stage)
+    function = kernels._Text(signature, stage)
     spec = kernels._example(replace(signature, device=torch.device("cpu")), stage)
     count = budget.launches_of_pass(signature, stage == len(signature.rounds))
 
