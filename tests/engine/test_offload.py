@@ -65,8 +65,8 @@ def test_offloaded_storages_give_the_same_bits(name: str, options: dict[str, Any
 
 
 def kept_by(optimizer: Any, plan: Any = None) -> dict[str, Any]:
-    """What executors keep between steps of the optimizer's one rule."""
-    return (plan or optimizer._plan)._remembered[1][type(optimizer)]
+    """What is kept between steps of the batches of the optimizer's one rule."""
+    return (plan or optimizer._plan)._remembered[1].get(("offloaded", type(optimizer)), {})
 
 
 @pytest.mark.slow
@@ -137,6 +137,17 @@ def test_a_batch_that_fails_keeps_what_has_moved(far: list[int], monkeypatch: py
             with pytest.raises(RuntimeError, match="no more"):
                 small.take_steps(optimizer, 1, 1)
     check(ours, usual)
+
+
+def test_groups_with_and_without_offload_share_a_rule(far: list[int]) -> None:
+    found = []
+    for offloaded in (True, False):
+        first, second = small.parameters(torch.float32, ((18, 32), (3, 300)))
+        groups = [{"params": [first], "offload_state": offloaded}, {"params": [second]}]
+        optimizer = descend.AdamW(groups, lr=1e-2, foreach=True)
+        small.take_steps(optimizer, 3)
+        found.append(optimizer)
+    check(*found)
 
 
 def test_offloaded_state_of_another_memory_layout(far: list[int]) -> None:

@@ -61,7 +61,7 @@ def _begin(jobs: list[Job], plan: Plan, rules: Sequence[type[Rule]]) -> tuple[li
         kept["ways"] = _ways(jobs, rules)
     ways, shards = kept["ways"]
     for (way, rule), members in ways.items():
-        memory = kept.setdefault(rule, {})
+        memory = kept.setdefault((way, rule), {})
         if way == "gathered":
             gathering.run(members, _move_whole)
         elif way == "empty":
