@@ -497,7 +497,8 @@ class Optimizer(Unwrappable, Rule):
     def rules_of(self, group: Mapping[str, Any]) -> tuple[type[Rule], ...]:
         """The rules that move parameters of a group: its own, and what that falls back on."""
         rule = self.rule_of(group)
-        found = rule.fallback(SimpleNamespace(**{name: options.plain(value) for name, value in group.items()}))
+        own = {name: options.plain(group[name]) for name in self.option_names(group) if name in group}
+        found = rule.fallback(SimpleNamespace(**own))
         return (rule,) if found is None else (rule, found[0])
 
     def rule_of(self, group: Mapping[str, Any]) -> type[Rule]:
