@@ -44,7 +44,8 @@ def run(
             try:
                 return answer(*_begin(moving, plan, rules), rules, process_group)
             except NoGradient as found:
-                moving = [job for job in moving if not job.done and job not in found.jobs]
+                # Matrices have been to their owners, whether or not they had gradients there.
+                moving = [job for job in moving if not (job.done or is_gathered(job) or job in found.jobs)]
     finally:
         for job in jobs:
             del job.grad  # it is the user's to free
