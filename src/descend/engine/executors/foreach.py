@@ -156,16 +156,16 @@ class _Joined:
         first = batch[0]
         self._storage, self._params = first.storage, params
         self._rows = sum(p.numel() for p in params) // (self._storage.length or 1)
-        self._resting = {name: [s[name] for s in stored] for name in first.stored}
+        self._stored = {name: [s[name] for s in stored] for name in first.stored}
         self._param = self._join(params)
         self._long = {
             name: self._join(tensors)
-            for name, tensors in self._resting.items()
+            for name, tensors in self._stored.items()
             if first.stored[name].like_parameter or first.stored[name].per_block
         }
         self._value, self._values = self._storage.load(self._param, self._long, first.compute_dtype)
         self._short = {
-            name: [x.to(first.compute_dtype, copy=True) for x in self._resting[name]]
+            name: [x.to(first.compute_dtype, copy=True) for x in self._stored[name]]
             for name in first.slots
             if name not in self._values
         }
@@ -179,13 +179,13 @@ class _Joined:
         return flat.view(self._rows, -1) if self._storage.length else flat
 
     def updated(self) -> list[tuple[Sequence[Tensor], Tensor, Tensor]]:
-        """What storage, as the batch's tensors and joined, with what it becomes."""
-        homes = {id(self._param): self._params, **{id(x): self._resting[name] for name, x in self._long.items()}}
+        """What is stored, as the batch's tensors and joined, with what it becomes."""
+        homes = {id(self._param): self._params, **{id(x): self._stored[name] for name, x in self._long.items()}}
         long = self._storage.store(self._param, self._long, self._value, self._values, None)
         short = [
             ([t], t, value)
             for name, values in self._short.items()
-            for t, value in zip(self._resting[name], values, strict=True)
+            for t, value in zip(self._stored[name], values, strict=True)
         ]
         return [*((homes[id(joined)], joined, value) for joined, value in long), *short]
 
@@ -193,7 +193,7 @@ class _Joined:
 def _parts(joined: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The parts of a joined tensor, in the shapes of the tensors that it was joined of."""
     pieces = torch.split(joined.reshape(-1), [x.numel() for x in tensors])
-    return [piece.view(x.shape) for piece, x in zip(pieces, tensors, strict=True)]
+    return [piece if x.dim() == 1 else piece.view(x.shape) for piece, x in zip(pieces, tensors, strict=True)]
 
 
 def _advance_lists(rule: type[Rule], params: Sequence[Tensor], grads: Sequence[Tensor], state: State, k: Known) -> None:
@@ -213,14 +213,11 @@ def _advance_joined(
     """The text on copies of the tensors, end to end: each operation is one call for all of them."""
     p, state = _joined(params), {name: _joined(tensors) for name, tensors in slots.items()}
     apply_update(rule, p, _joined(grads), State.of(state), k)
-    sizes = [tensor.numel() for tensor in params]
     changed: list[Tensor] = []
     values: list[Tensor] = []
     for tensors, value in ((params, p), *((slots[name], state[name]) for name in slots)):
         changed += tensors
-        values += [
-            v if t.dim() == 1 else v.view(t.shape) for t, v in zip(tensors, torch.split(value, sizes), strict=True)
-        ]
+        values += _parts(value, tensors)
     torch._foreach_copy_(changed, values)
 
 
@@ -254,7 +251,7 @@ def _partial_sums(batch: Sequence[Job], totals: Totals) -> list[Tensor]:
 
 
 def _gather(batch: Sequence[Job]) -> tuple[list[Tensor], list[Tensor], list[dict[str, Tensor]]]:
-    """The batch's parameters, gradients and state, as they rest."""
+    """The batch's parameters, gradients and state, as they are stored."""
     values = [values_of(job) for job in batch]
     stored = [{name: real(job.local_state[name]) for name in job.stored} for job in batch]
     return [p for p, _ in values], [g for _, g in values], stored

@@ -93,12 +93,12 @@ def compiles(rule: type[Rule], job: Job) -> bool:
     blocked = job.storage.length is not None and (shaped or paired)
     countable = value.numel() < 1 << 31 or value.device.type == "cpu"
     served = rule.reach != "matrix" and not few and not blocked and not inner
-    plain = type(job.grad).__torch_dispatch__ is Tensor.__torch_dispatch__ and all(map(is_plain, _resting(job)))
+    plain = type(job.grad).__torch_dispatch__ is Tensor.__torch_dispatch__ and all(map(is_plain, _stored(job)))
     # Every process has to come to the same answer, also one whose piece is empty.
     return served and plain and math.prod(job.whole) > 1 and countable and is_dense(value)
 
 
-def _resting(job: Job) -> list[Tensor]:
+def _stored(job: Job) -> list[Tensor]:
     """The parameter and its state."""
     return [job.local_param, *(job.local_state[name] for name in job.stored)]
 
