@@ -298,7 +298,7 @@ def _listed(names: Iterable[Any]) -> str:
 
 
 def _merged(optimizer: Loads, group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """An own group with the options of a saved one; how to run, and how state storage, it decides itself."""
+    """An own group with the options of a saved one; how it runs and how its state is stored are its own choice."""
     if saved.get("rule", group.get("rule")) != group.get("rule"):
         i = next(i for i, own in enumerate(optimizer.param_groups) if own is group)
         raise ValueError(

@@ -115,12 +115,12 @@ def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Mapping[str,
 
 
 def _beside(optimizer: torch.optim.Optimizer, p: Tensor, kept: Kahan | Split) -> list[Tensor]:
-    """What is kept beside a parameter, wherever that storage."""
+    """What is kept with a parameter, wherever that is."""
     return [local(optimizer.state[p][name]) for name in kept.beside]
 
 
 def _kept(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], p: Tensor) -> Kahan | Split | None:
-    """How a parameter storage, where something is kept with it."""
+    """How a parameter is stored, where something is kept with it."""
     master, state = _master(optimizer, group, p), optimizer.state.get(p, {})
     return master if master is not None and all(name in state for name in master.beside) else None
 

@@ -97,7 +97,7 @@ def _rested(
     p: Tensor,
     layout: Layout | None,
 ) -> dict[str, Tensor]:
-    """The tensors that a slot's value rests in here, whatever it rested in where it was saved."""
+    """The tensors that store a slot's value here, however it was stored where it was saved."""
     start, value = local(fresh(slot, p)), _tensor(value, p)
     by_blocks = Slot(per_block=1)
     value = _here(value, layout, slot if scale is None or value.shape == p.shape else by_blocks)

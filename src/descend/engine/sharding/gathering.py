@@ -49,7 +49,7 @@ def run(jobs: Sequence[Job], move: Move) -> None:
 
 
 def _buckets(jobs: Sequence[Job]) -> Iterator[tuple[list[Job], list[int]]]:
-    """Equal matrices on the same processes, each with its owner's rank: the dearest first to whatever has least to do."""
+    """Equal matrices on the same processes, each with its owner's rank: largest cost first, to the least-loaded rank."""
     burden: dict[Any, list[float]] = {}
     owner: dict[int, int] = {}
     for job in sorted(jobs, key=lambda job: -_cost(job)):
