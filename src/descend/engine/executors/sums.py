@@ -82,7 +82,12 @@ def answer(
         _over_processes([request for _, request in waiting], unsure)
         unsure = ()
         summed += [pair for pair in waiting if pair[1].scope == "global"]
-        waiting = [found for pair in waiting if pair[1].scope == "tensor" for found in _sent(*pair, pair[1].parts[0])]
+        waiting = [
+            found
+            for generator, request in waiting
+            if request.scope == "tensor"
+            for found in _sent(generator, request.parts[0])
+        ]
         latest = _ready(rules, waiting, summed)
         if process_group is not None:
             latest = total_over(process_group, latest, rules)
@@ -90,11 +95,11 @@ def answer(
                 break
         for rule, total in latest.items():
             totals[rule].append(total)
-        for pair in [pair for pair in summed if pair[1].job.rule in latest]:
-            summed.remove(pair)
-            request = pair[1]
+        answered = [pair for pair in summed if pair[1].job.rule in latest]
+        summed = [pair for pair in summed if pair[1].job.rule not in latest]
+        for generator, request in answered:
             total = latest[request.job.rule]
-            waiting += _sent(*pair, [x.to(part.device) for x, part in zip(total, request.parts[0], strict=True)])
+            waiting += _sent(generator, [x.to(part.device) for x, part in zip(total, request.parts[0], strict=True)])
     return totals
 
 
@@ -103,7 +108,7 @@ def _next(generators: Iterable[StepGenerator]) -> list[_Waiting]:
     return [(generator, request) for generator in generators for request in [next(generator, None)] if request]
 
 
-def _sent(generator: StepGenerator, _: SumRequest, sums: list[Tensor]) -> list[_Waiting]:
+def _sent(generator: StepGenerator, sums: list[Tensor]) -> list[_Waiting]:
     """The generator with its next request, unless it has ended."""
     try:
         return [(generator, generator.send(sums))]
