@@ -15,7 +15,7 @@ $(VENV)/.dev: $(VENV)/.lab
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-race: $(VENV)/.lab  ## set up, race eight optimizers on digits, write runs/race/report.html
+race: $(VENV)/.lab  ## set up, race eight optimizers on digits, write runs/digits-conv/report.html
 	$(VENV)/bin/descend race
 
 test: $(VENV)/.dev  ## set up, run the tests but those marked slow
