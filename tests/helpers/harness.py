@@ -75,7 +75,7 @@ class Run:
         if self.still:
             return 1.0
         shares = [
-            np.abs(p.detach().double().numpy() - b).max() / np.abs(b).max()
+            np.abs(p.detach().double().cpu().numpy() - b).max() / np.abs(b).max()
             for group, before in zip(self.groups, self.before, strict=True)
             for p, b in zip(group, before, strict=True)
             if b.size
@@ -150,13 +150,14 @@ def run(
     dtype: torch.dtype = torch.float64,
     steps: int = STEPS,
     between: Callable[[torch.optim.Optimizer, int], torch.optim.Optimizer] | None = None,
+    device: str = "cpu",
     **engine: Any,
 ) -> Run:
     """An optimizer on the course of its oracle, which all executors share."""
     options = {"lr": lr, **options}
     still = options.pop("still", False)
     known = course(name, Fixed(options), dtype, steps)
-    params = [[torch.nn.Parameter(torch.tensor(p, dtype=dtype)) for p in group] for group in known.start]
+    params = [[torch.nn.Parameter(torch.tensor(p, dtype=dtype, device=device)) for p in group] for group in known.start]
     optimizer = getattr(descend, name)(
         [{"params": params[0]}, {"params": params[1], **known.half}], **options, **engine
     )
@@ -166,7 +167,7 @@ def run(
                 optimizer.param_groups[group]["lr"] *= 0.5
         for group, grads in zip(params, known.gradients[step], strict=True):
             for p, g in zip(group, grads, strict=True):
-                p.grad = None if g is None else torch.tensor(g, dtype=dtype)
+                p.grad = None if g is None else torch.tensor(g, dtype=dtype, device=device)
         optimizer.step()
         if between is not None:
             optimizer = between(optimizer, step)
