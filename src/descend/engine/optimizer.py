@@ -419,14 +419,31 @@ class Optimizer(Unwrappable, Rule):
                 group.setdefault(name, default)
 
     def state_bytes(self, param: Tensor, group: dict[str, Any] | None = None) -> int:
-        """Bytes of state that this optimizer keeps for one parameter, or for its piece, without making any."""
+        """Bytes of state that this optimizer keeps for one parameter, or for its piece, without making any.
+
+        Args:
+            param: one of its parameters.
+            group: whose options count. None: the parameter's own.
+
+        Raises:
+            ValueError: without `group`, if the parameter is in none.
+        """
         if not options.moves(param):
             return 0
-        r = self.resolve_for(param, group or {})
+        r = self.resolve_for(param, self._group_of(param) if group is None else group)
         slots, _ = plan_storage(r.rule.slots(r.h, param), r.h, param)
         meta = torch.empty_like(local(param), device="meta")
         tensors = [local(fresh(slot, param, meta)) for slot in slots.values()]
         return sum(t.numel() * t.element_size() for t in tensors) + 4 + 8 * len(r.rule.carried)
+
+    def _group_of(self, param: Tensor) -> dict[str, Any]:
+        for group in self.param_groups:
+            if any(p is param for p in group["params"]):
+                return group
+        raise ValueError(
+            f"{type(self).__name__}: the parameter of shape {tuple(param.shape)} is in none of the groups; pass the group "
+            "whose options count"
+        )
 
     # ------------------------------------------------------------------ what a step works on
 

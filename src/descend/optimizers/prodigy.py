@@ -115,8 +115,9 @@ class Prodigy(Optimizer):
         moments = {"exp_avg": signed(), "exp_avg_sq": positive()}
         if h.slice_p == 1:
             return {**moments, "p0": position(), "s": signed(least_bits=8)}
-        sliced = (-(-p.numel() // h.slice_p), 1)
-        return {**moments, "p0": Slot("position", shape=sliced), "s": Slot("signed", shape=sliced)}
+        reals, dtype = (2 * p.numel(), p.dtype.to_real()) if p.is_complex() else (p.numel(), None)
+        shape = (-(-reals // h.slice_p), 1)
+        return {**moments, "p0": Slot("position", shape=shape, dtype=dtype), "s": Slot(shape=shape, dtype=dtype)}
 
     @staticmethod
     def scalars(t: Any, h: Any, c: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -57,7 +58,13 @@ def profile(rule: type[Rule], job: Job) -> Profile:
     stages = job.known["centralize_grad"] or job.known["adaptive_grad_clip"] is not None
     ndim = job.view.dim()
     shaped = ndim > 1 and (stages or rule.reach == "rows")
-    return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), ndim if shaped else 1, job.crosses)  # type: ignore[arg-type]
+    shape: tuple[int, ...] = (2,) * (ndim if shaped else 1)
+    if not job.units and any(slot.shape is not None for slot in job.slots.values()):  # they fit this parameter alone
+        whole = job.whole
+        if 0 in whole:
+            return Profile()
+        shape = whole if shaped else (math.prod(whole),)
+    return _profile(rule, flags(job), scalars(job), tuple(job.slots.items()), shape, job.crosses)  # type: ignore[arg-type]
 
 
 def flags(job: Job) -> tuple[tuple[str, Any], ...]:
@@ -76,15 +83,14 @@ def _profile(
     flags: tuple[tuple[str, Any], ...],
     scalars: tuple[str, ...],
     slots: tuple[tuple[str, Slot], ...],
-    ndim: int,
+    shape: tuple[int, ...],
     in_pieces: bool,
 ) -> Profile:
-    across = _Counting(ndim, in_pieces)
-    shape = (2,) * ndim
-    k = Known(
-        {**dict.fromkeys(scalars, 0.5), **dict(flags), "numel": float(2**ndim), "ndim": ndim, "shape": shape}, across
-    )
-    p, g = torch.ones(shape, device="cpu"), torch.ones(shape, device="cpu")
+    across, ndim = _Counting(shape, in_pieces), len(shape)
+    k = Known({**dict.fromkeys(scalars, 0.5), **dict(flags)}, across)
+    k.measure(shape)
+    device = "cpu" if shape == (2,) * ndim else "meta"  # a parameter's own shape may be large
+    p, g = torch.ones(shape, device=device), torch.ones(shape, device=device)
     state = {name: slot.new(p).to(p.dtype) for name, slot in slots}
     watch = _Watch(rule.__name__, across, (p, g, *state.values()))
     try:
@@ -157,7 +163,7 @@ _TURNED = (Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__)  # type: ignor
 
 
 class _Counting(Reducer):
-    """Notes the rounds of a text that runs on a tensor of two elements along each dimension."""
+    """Notes the rounds of a text that runs on a tensor of this shape."""
 
     #: Whether a sum is being taken that the text has asked for.
     is_asked = False
@@ -174,14 +180,17 @@ class _Counting(Reducer):
         self.is_asked = False
         return total
 
-    def __init__(self, ndim: int, in_pieces: bool) -> None:
-        self.ndim = ndim
+    def __init__(self, shape: tuple[int, ...], in_pieces: bool) -> None:
+        self.shape = shape
         self.in_pieces = in_pieces
         self.rounds: list[tuple[Scope, tuple[Dims, ...]]] = []
         self.small: list[bool] = []
 
     def tensor_sum(self, partials: tuple[Any, ...], dims: tuple[Dims, ...]) -> tuple[Any, ...]:
-        small = all(d is not None and x.numel() << len(d) < 1 << self.ndim for x, d in zip(partials, dims, strict=True))
+        small = all(
+            d is not None and x.numel() * math.prod(self.shape[i] for i in d) < math.prod(self.shape)
+            for x, d in zip(partials, dims, strict=True)
+        )
         self.small.append(small and not self.in_pieces)
         if not self.small[-1]:
             self.rounds.append(("tensor", dims))
