@@ -22,12 +22,16 @@ def race(
     search_steps: int | None = None,
     weight_decay: float = 1e-3,
     device: str = "cpu",
+    procs: int = 1,
+    storage: str | None = None,
+    join: str | None = None,
     **parts: Any,
 ) -> Result:
     """Race optimizers on a model of your own: an equal search for each, then several seeds.
 
     Args:
-        model: makes the model; or a whole task: a `descend.lab.task.Task`, or one's name.
+        model: makes the model; or a whole task: a `descend.lab.task.Task`, or one's name (`"digits-mlp"`, `"mytask.py"`,
+            `"pkg.module:task"`).
         train: what to learn from: a data set, a DataLoader, a tuple of tensors, or a function that makes one.
         optimizers: names with options, `"adamw,adamw:caution=true"`, or a list that may hold classes too.
         trials: trials that each optimizer may pay for. > 0.
@@ -36,8 +40,11 @@ def race(
         search_steps: length of a trial. None: that of a final run.
         weight_decay: where the search for it begins. >= 0.
         device: where to train.
-        **parts: more parts of the task: `validation`, `loss` and `metric` of `(model, batch)`, `higher_is_better`,
-            `steps`, `batch`, `target`.
+        procs: processes of this machine that share the work; they find the task and the optimizers by their names. > 0.
+        storage: where others may join: a journal file, a `.db` of SQLite, or a URL that Optuna takes. None: nowhere.
+        join: the storage of a race that the same call has begun elsewhere with `storage`: work on it until all is done.
+        **parts: more parts of the task: `validation`, `loss` and `metric` of `(model, batch)`, `metric_name`,
+            `higher_is_better`, `title`; and `steps`, `batch`, `target` and `threads`, of a whole task too.
 
     Returns:
         Every run, the ranking with its ties, and the report; printed, the table.
@@ -45,25 +52,10 @@ def race(
     Raises:
         ValueError: for a part of the task that is missing or wrong, or an unknown optimizer; the message names it.
     """
-    import descend
-    from descend.lab.contender import parse
-    from descend.lab.racing import Settings
-    from descend.lab.racing import race as run
-    from descend.lab.result import Result
-    from descend.lab.task import Task, make
-    from descend.lab.tasks import find
+    from descend.lab.calling import race as run
 
-    if isinstance(model, str):
-        task = find(model)
-    elif isinstance(model, Task):
-        task = model
-    else:
-        task = make(getattr(model, "__name__", "task"), {"model": model, "train": train, **parts})
-    contenders = parse(optimizers, descend)  # type: ignore[arg-type]
-    steps, batch = parts.get("steps", task.steps), parts.get("batch", task.batch)
-    settings = Settings(
-        task.name, steps, search_steps or steps, batch, parts.get("target", task.target), trials, seeds, seed,
-        weight_decay=weight_decay, device=device, threads=task.threads,
-    )  # fmt: skip
-    made: Any = descend.create_optimizer_v2
-    return Result(run(task, settings, contenders, made), task)
+    given = {
+        "trials": trials, "seeds": seeds, "seed": seed, "search_steps": search_steps, "weight_decay": weight_decay,
+        "device": device,
+    }  # fmt: skip
+    return run(model, {"train": train, **parts}, optimizers, given, procs, storage, join)

@@ -76,7 +76,9 @@ def parse(words: str | Sequence[Any] | None, book: Catalogue, sources: Sequence[
     found = [contender(name, {}, book) for source in sources for name in register(source)]
     for word in split(words or "", ",") if isinstance(words, str) or words is None else words:
         if not isinstance(word, str):
-            found += [contender(own.registered(word), {}, book)]
+            name, source = own.named(word)
+            origin[name] = source
+            found += [contender(name, {}, book)]
             continue
         name, *rest = split(word, ":")
         name, plus, fallback = name.partition("+")

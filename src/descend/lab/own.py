@@ -76,7 +76,10 @@ def registered(kind: type[torch.optim.Optimizer]) -> str:
         if there is kind:
             return name
         if isinstance(there, str):
-            raise ValueError(f"{kind.__name__} has the name of an optimizer of the catalogue; give the class another")
+            raise ValueError(
+                f"{kind.__name__} has the name of an optimizer of the catalogue; give the class another, or derive one of "
+                "another name from it"
+            )
     takes = set(_options(kind))
     betas = inspect.signature(kind).parameters.get("betas")
     info = OptimInfo(
@@ -92,6 +95,17 @@ def registered(kind: type[torch.optim.Optimizer]) -> str:
     )
     registry.register(info)
     return name
+
+
+def named(kind: type[torch.optim.Optimizer]) -> tuple[str, str]:
+    """The name of a class, and the source of which other processes register it; "" for one of the catalogue's own."""
+    registry, ends = default_registry(), (kind.__module__.partition(".")[0], kind.__qualname__)
+    for name in registry.list_optimizers():
+        info = registry.get_optimizer_info(name)
+        path = info.opt_class.split(".") if isinstance(info.opt_class, str) else [""]
+        if (path[0], path[-1]) == ends and not info.defaults and info.load() is kind:
+            return name, ""
+    return registered(kind), f"{kind.__module__}:{kind.__qualname__}"
 
 
 def kind(name: str) -> type[torch.optim.Optimizer]:

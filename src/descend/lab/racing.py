@@ -48,6 +48,23 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "search_steps", "batch", "trials", "seeds", "threads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a whole number >= 1")
+        for name in ("seed", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected a number >= 0")
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that is not there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+
 
 @dataclass(frozen=True)
 class Point:

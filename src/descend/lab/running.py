@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna.storages import BaseStorage
 from rich.console import Console
 
 from descend.lab import report, screen, store  # noqa: F401 - a missing extra is told first
 from descend.lab.contender import Contender, parse
 from descend.lab.facts import Catalogue
-from descend.lab.racing import Alone, Board, Moment, Race, Settings, Stopped, prepared, work
+from descend.lab.racing import Alone, Board, Moment, Race, Settings, Stopped, check_device, prepared, work
 from descend.lab.result import Result
 from descend.lab.shared import LOST, PAUSE, Shared, begin, go_on, joined, shown, storage
 from descend.lab.task import Task
@@ -95,7 +94,12 @@ def run(book: Catalogue, order: Order) -> tuple[Result, Path, str]:
             race, data = prepared(task, race, [*known, *contenders])
             board = board_of(race, order, place, changed)
             if order.procs > 1 and isinstance(board, Shared):
-                supervise(board, race, order, live)
+
+                def far(now: Race, alive: int) -> None:
+                    live.far(now, alive)
+                    in_time(order.until)
+
+                supervise(board, order.storage or race.storage, race.study, order.procs, far)
             else:
                 race = work(task, board, book.create_optimizer_v2, watch, data)
         except KeyboardInterrupt:
@@ -135,19 +139,20 @@ def board_of(race: Race, order: Order, place: BaseStorage | None, changed: Calla
     return board
 
 
-def supervise(board: Shared, race: Race, order: Order, live: screen.RaceScreen) -> None:
-    """Let processes of this machine carry out a race, until all is done.
+def supervise(
+    board: Shared, where: str, name: str, procs: int, watch: Callable[[Race, int], None] = lambda race, alive: None
+) -> None:
+    """Let processes of this machine carry out a race, until all is done; `watch` sees it, and how many are at work.
 
     Raises:
         ValueError: if all of them have ended before, with what one of them said.
     """
-    with workers(order.storage or race.storage, race.study, order.procs) as started:
+    with workers(where, name, procs) as started:
         while True:
             now = board.look()
-            live.far(now, started.alive)
+            watch(now, started.alive)
             if not now.jobs():
                 return
-            in_time(order.until)
             if not started.alive and board.look().jobs():
                 raise ValueError(f"all workers have stopped before the race was done: {started.last_words}")
             time.sleep(PAUSE)
@@ -172,16 +177,8 @@ def started(order: Order) -> tuple[Race, Task, Path]:
     name = given.get("task", "digits-conv")
     task = find(name)
     target = given.get("target", task.target)
-    if task.percent and target is not None and not 0 < target <= 1:
-        raise ValueError(
-            f"--target is {target:g}, but the accuracy to reach lies between 0 and 1, such as {task.target or 0.9}"
-        )
-    try:
-        torch.empty(1, device=given.get("device", "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"--device is {given['device']!r}, which cannot be used: {str(error).splitlines()[0]}"
-        ) from error
+    task.check_target(target)
+    check_device(given.get("device", "cpu"))
     folder = order.out or fresh(Path("runs") / task.name)
     if (folder / store.FILE).exists():
         raise ValueError(f"{folder} holds a race already: add --resume to go on with it, or choose another --out")

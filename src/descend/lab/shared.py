@@ -229,6 +229,16 @@ def clear(where: str) -> Iterator[None]:
         raise ValueError(f"the storage {shown(where)} is out of reach: {type(error).__name__}: {line}") from error
 
 
+@contextmanager
+def reachable(where: str) -> Iterator[None]:
+    """Raise ValueError with one line where a storage is lost in the midst of the work."""
+    try:
+        yield
+    except LOST as error:
+        line = str(error).strip().partition("\n")[0]
+        raise ValueError(f"the storage {shown(where)} was lost: {type(error).__name__}: {line}") from error
+
+
 def names(where: str) -> list[str]:
     """The races in a storage, in the order in which they were begun."""
     made = storage(where, there=True)
@@ -252,7 +262,8 @@ def begin(where: str, name: str, race: Race, made: BaseStorage | None = None, **
             made.set_study_user_attr(study, "race", head(race))
     if there:
         raise ValueError(
-            f"{shown(where)} holds a race {name!r} already: --resume it, --join it, or choose another --out"
+            f"{shown(where)} holds a race {name!r} already: join it, go on with it (--resume), or choose another storage or "
+            "--out"
         )
     return Shared(made, study, **how)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 import math
@@ -251,6 +252,13 @@ class Task:
             return False
         return metric >= target if self.higher_is_better else metric <= target
 
+    def check_target(self, target: float | None) -> None:
+        """Raise ValueError for a target that no model reaches, or every one."""
+        if self.percent and target is not None and not 0 < target <= 1:
+            raise ValueError(
+                f"target is {target:g}, but the accuracy to reach lies between 0 and 1, such as {self.target or 0.9}"
+            )
+
     @torch.no_grad()
     def judge(self, model: nn.Module, data: Examples) -> tuple[float, float]:
         """Loss and metric on the validation examples.
@@ -307,6 +315,11 @@ def make(name: str, given: Mapping[str, Any]) -> Task:
     Raises:
         ValueError: for a part that is missing or is of the wrong kind; the message names it.
     """
+    for part in given:
+        if part not in (*PARTS, *OPTIONAL):
+            near = difflib.get_close_matches(part, (*PARTS, *OPTIONAL), 1)
+            hint = f"did you mean {near[0]}?" if near else f"the parts are {', '.join((*PARTS, *OPTIONAL))}"
+            raise ValueError(f"task {name!r} has a part {part!r}, which there is not; {hint}")
     for part in PARTS:
         if given.get(part) is None:
             raise ValueError(f"task {name!r} has no {part}; it needs {' and '.join(PARTS)}")

@@ -18,7 +18,7 @@ from descend.lab import own
 from descend.lab.facts import Catalogue
 from descend.lab.racing import work
 from descend.lab.screen import RaceScreen
-from descend.lab.shared import LOST, joined, names, shown
+from descend.lab.shared import joined, names, reachable, shown
 from descend.lab.tasks import find
 
 PARENT = "DESCEND_WORKER_OF"  # the process without which a worker is to end
@@ -91,11 +91,7 @@ def join(book: Catalogue, where: str, name: str | None) -> None:
             own.register(source)
         task = find(race.settings.task)
         console.print(f"{one}: {task.title or task.name}", highlight=False, markup=False)
-        with RaceScreen(task, race.settings, console) as live:
+        with RaceScreen(task, race.settings, console) as live, reachable(where):
             board.changed = live.ran
-            try:
-                work(task, board, book.create_optimizer_v2, live.watch)
-            except LOST as error:
-                line = str(error).strip().partition("\n")[0]
-                raise ValueError(f"the storage {shown(where)} was lost: {type(error).__name__}: {line}") from error
+            work(task, board, book.create_optimizer_v2, live.watch)
     console.print(f"nothing is left to do in {shown(where)}", highlight=False, markup=False, soft_wrap=True)
