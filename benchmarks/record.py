@@ -39,11 +39,8 @@ def train(path: Path) -> int:
     """Train with state in every storage, six seeds each; Ctrl-C keeps those that are done."""
     found = memory.load(path)
     found.seeds = 6
-    try:
-        memory.measure(("losses",), found, list(memory.RATES), print, lambda now: memory.save(now, path))
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    memory.measure(("losses",), found, list(memory.RATES), print, lambda now: memory.save(now, path))
+    return 130 if found.stopped else 0
 
 
 def main(what: str, recording: str, page: str = "") -> int:

@@ -216,7 +216,7 @@ def test_a_recording_is_kept_as_json(tmp_path: Path) -> None:
     save(fake(), path)
     assert load(path) == fake()
     (tmp_path / "other.json").write_text('{"format": 2}')
-    for name, message in (("other.json", "not a recording"), ("none.json", "cannot be read")):
+    for name, message in (("other.json", "is no recording of descend bench"), ("none.json", "cannot be read")):
         with pytest.raises(ValueError, match=message):
             load(tmp_path / name)
 

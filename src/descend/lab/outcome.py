@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -42,16 +45,38 @@ def check_writable(**paths: Path | None) -> None:
             path.unlink()
 
 
-def wrote(console: Console, *paths: Path | None) -> None:
-    """Say which files were written."""
-    for path in paths:
-        if path:
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-
-
 def write(path: Path, text: str) -> None:
     """Put a file in its place at once, so that an interruption leaves the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def read(path: Path, made: Callable[[Any], T], what: str) -> T:
+    """What a file of JSON holds, as `made` takes it.
+
+    Raises:
+        ValueError: if the file cannot be read, or is no `what`.
+    """
+    try:
+        return made(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no {what} ({type(error).__name__}: {error})") from error
+
+
+def recorded(load: Callable[[Path], T], measure: Callable[[], T], render: Path | None, **files: Path | None) -> T:
+    """What was recorded in a file, or what is measured now; wrong words and files end the command before any work."""
+    with clear_errors():
+        check_writable(**files)
+        return measure() if render is None else load(render)
+
+
+def finish(where: Console, *files: tuple[Path | None, Callable[[], str]]) -> None:
+    """Write the files that were asked for, and say so."""
+    for path, text in files:
+        if path:
+            write(path, text())
+            where.print(f"wrote {path}", highlight=False, soft_wrap=True)

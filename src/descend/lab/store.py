@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from descend.lab.contender import Contender
+from descend.lab.outcome import read, write
 from descend.lab.racing import Entry, Point, Race, Run, Settings
 from descend.lab.search import Choice
 
@@ -21,20 +22,12 @@ FILE = "race.json"
 
 def save(race: Race, folder: Path) -> None:
     """Write the race; the file is complete at every moment, whatever interrupts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(race), allow_nan=False)
-    half = folder / (FILE + ".part")
-    half.write_text(text + "\n", encoding="utf-8")
-    os.replace(half, folder / FILE)
+    write(folder / FILE, json.dumps(plain(race), allow_nan=False) + "\n")
 
 
 def load(folder: Path) -> Race:
     """Read the race that `save` wrote into `folder`."""
-    path = folder / FILE
-    try:
-        return race_of(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a race that this version wrote ({error}); start a new one") from error
+    return read(folder / FILE, race_of, "race that this version wrote; start a new one")
 
 
 def plain(race: Race) -> dict[str, Any]:

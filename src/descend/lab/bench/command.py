@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-from rich.console import Console
-
-from descend.lab.bench import document, page
 from descend.lab.bench.contenders import EXECUTORS
 from descend.lab.bench.peers import chosen as chosen_peers
-from descend.lab.bench.recording import Recording, save
 from descend.lab.bench.run import Bench, Case
 from descend.lab.models import model_of
 from descend.lab.names import among, chosen, listed
-from descend.lab.outcome import write, wrote
+from descend.lab.racing import check_device
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-def finish(found: Recording, json: Path | None, html: Path | None, out: Path | None, where: Console) -> None:
-    """Write what was asked for, also of a run that was stopped."""
-    if json:
-        save(found, json)
-    if html:
-        write(html, page.html(found))
-    if out:
-        write(out, document.markdown(found))
-    wrote(where, json, html, out)
 
 
 def planned(
@@ -48,7 +30,7 @@ def planned(
         ValueError: for a name that there isn't; the message says what there is.
     """
     others = tuple(chosen_peers(peers))
-    _check_device(device)
+    check_device(device)
     rules = chosen(optimizers, sources)
     names = listed(models)
     for name in names:
@@ -62,11 +44,3 @@ def planned(
     ]
     imports = (*sources, *(word for word in listed(optimizers or "") if ":" in word))
     return Bench(tuple(cases), 0 if memory else rounds, device, tuple(rules) if compiled else (), sources=imports)
-
-
-def _check_device(device: str) -> None:
-    """Raise ValueError for a device that is not there."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device is {device!r}, which cannot be used: {str(error).splitlines()[0]}") from error

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from descend.lab.outcome import write
+from descend.lab.outcome import read, write
 
 FORMAT = 2
 
@@ -142,8 +142,12 @@ class Recording:
 
 def save(recording: Recording, path: Path) -> None:
     """Write it."""
-    text = json.dumps({"format": FORMAT, **asdict(recording)}, indent=1, allow_nan=False)
-    write(path, text + "\n")
+    write(path, text(recording))
+
+
+def text(recording: Recording) -> str:
+    """As JSON."""
+    return json.dumps({"format": FORMAT, **asdict(recording)}, indent=1, allow_nan=False) + "\n"
 
 
 def load(path: Path) -> Recording:
@@ -152,18 +156,16 @@ def load(path: Path) -> Recording:
     Raises:
         ValueError: if the file is none of ours.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("format") != FORMAT:
-            raise KeyError("format")
-        raw["importing"] = Importing(**raw["importing"]) if raw["importing"] else None
-        raw["compiles"] = [Compile(**one) for one in raw["compiles"]]
-        raw["heats"] = [Heat(**{**one, "lines": [_line(line) for line in one["lines"]]}) for one in raw["heats"]]
-        return Recording(**raw)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a recording of descend bench ({error}); make one with --json") from error
+    return read(path, _recording, "recording of descend bench; make one with --json")
+
+
+def _recording(raw: dict[str, Any]) -> Recording:
+    if raw.pop("format") != FORMAT:
+        raise KeyError("format")
+    raw["importing"] = Importing(**raw["importing"]) if raw["importing"] else None
+    raw["compiles"] = [Compile(**one) for one in raw["compiles"]]
+    raw["heats"] = [Heat(**{**one, "lines": [_line(line) for line in one["lines"]]}) for one in raw["heats"]]
+    return Recording(**raw)
 
 
 def _line(raw: dict[str, Any]) -> Line:

@@ -41,26 +41,28 @@ def bench(
     """Time steps beside other libraries', with the bytes, the memory and the compiling that they cost."""
     from rich.console import Console
 
-    from descend.lab.bench import screen
-    from descend.lab.bench.command import finish, planned
-    from descend.lab.bench.recording import load, save
+    from descend.lab.bench import document, page, screen
+    from descend.lab.bench.command import planned
+    from descend.lab.bench.recording import Recording, load, save, text
     from descend.lab.bench.run import new_recording, run
-    from descend.lab.outcome import check_writable, clear_errors
+    from descend.lab.outcome import finish, recorded
 
     where = Console()
-    with clear_errors():
-        if render:
-            found = load(render)
-        else:
-            made = planned(
-                optimizers, executors, dtypes, models, rounds, peers, device, memory, compiled, sources or []
-            )
-        check_writable(json=json, html=html, out=out)
-        if not render:
-            found = new_recording(made)
-            with screen.Bar(len(made), where) as bar:
-                run(made, found, bar.watch, lambda recording: save(recording, json) if json else None)
+
+    def measured() -> Recording:
+        made = planned(optimizers, executors, dtypes, models, rounds, peers, device, memory, compiled, sources or [])
+        found = new_recording(made)
+        with screen.Bar(len(made), where) as bar:
+            run(made, found, bar.watch, lambda recording: save(recording, json) if json else None)
+        return found
+
+    found = recorded(load, measured, render, json=json, html=html, out=out)
     screen.show(found, where)
-    finish(found, json if json != render else None, html, out, where)
+    finish(
+        where,
+        (json, lambda: text(found)),
+        (html, lambda: page.html(found)),
+        (out, lambda: document.markdown(found)),
+    )
     if found.stopped:
         raise typer.Exit(130)

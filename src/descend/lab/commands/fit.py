@@ -35,7 +35,7 @@ def fit(
     from descend.lab.fitting import METHOD, answers, call, calls, markdown, needs, summary, tables
     from descend.lab.models import model_of
     from descend.lab.names import chosen
-    from descend.lab.outcome import check_writable, clear_errors, write, wrote
+    from descend.lab.outcome import check_writable, clear_errors, finish
 
     where = Console()
     with clear_errors():
@@ -58,8 +58,6 @@ def fit(
     where.print()
     for line in METHOD:
         where.print(Text(line, style="dim"))
-    if out:
-        write(out, markdown(shown, found, room, ranks))
-        wrote(where, out)
+    finish(where, (out, lambda: markdown(shown, found, room, ranks)))
     if selected[0].peak > room:
         raise typer.Exit(1)

@@ -39,43 +39,30 @@ def memory(
     from rich.text import Text
 
     from descend.lab.memory import document
-    from descend.lab.memory.measure import Findings, load, measure, save, weights
+    from descend.lab.memory.measure import Findings, load, measure, save, text, weights
     from descend.lab.models import model_of
     from descend.lab.names import chosen
-    from descend.lab.outcome import check_writable, clear_errors, write, wrote
+    from descend.lab.outcome import finish, recorded
 
-    where, stopped = Console(), False
-    with clear_errors():
-        if render:
-            found = load(render)
-        else:
-            names, shown = chosen(optimizers, sources or []), model_of(model)
-            found = load(json) if json and json.exists() else Findings()
-            found.model, found.weights = shown.title, [weights(name, shown) for name in names]
-        check_writable(json=json, out=out)
-    if not render:
-        wanted = {"peaks": peaks, "times": time, "losses": train}
+    where = Console()
+
+    def measured() -> Findings:
+        names, shown = chosen(optimizers, sources or []), model_of(model)
+        found = load(json) if json and json.exists() else Findings()
+        found.model, found.weights = shown.title, [weights(name, shown) for name in names]
         found.seeds, found.steps = (seeds, steps) if train or not found.losses else (found.seeds, found.steps)
         if threads:
             torch.set_num_threads(threads)
+        parts = [part for part, asked in (("peaks", peaks), ("times", time), ("losses", train)) if asked]
+        keep = (lambda now: save(now, json)) if json else (lambda now: None)
+        measure(parts, found, names, lambda what: where.print(what, style="dim", highlight=False), keep)
+        return found
 
-        def keep(now: Findings) -> None:
-            if json:
-                save(now, json)
-
-        try:
-            keep(found)
-            parts = [part for part, asked in wanted.items() if asked]
-            measure(parts, found, names, lambda what: where.print(what, style="dim", highlight=False), keep)
-        except KeyboardInterrupt:
-            stopped = True
-        keep(found)
+    found = recorded(load, measured, render, json=json, out=out)
     for table in document.tables(found):
         table.show(where)
         where.print()
-    if out:
-        write(out, document.markdown(found))
-    wrote(where, json, out)
-    if stopped:
+    finish(where, (json, lambda: text(found)), (out, lambda: document.markdown(found)))
+    if found.stopped:
         where.print(Text("Stopped; what was measured until then is here.", style="bold"))
         raise typer.Exit(130)

@@ -36,7 +36,7 @@ def plan(
 
     from descend.lab.models import model_of
     from descend.lab.names import among, chosen
-    from descend.lab.outcome import check_writable, clear_errors, write, wrote
+    from descend.lab.outcome import check_writable, clear_errors, finish
     from descend.lab.planning import Cost, Machines, cost, markdown, table
 
     where, costs = Console(), list[Cost]()
@@ -62,8 +62,6 @@ def plan(
     ways = f"weights in {dtype}" + (f" ({master})" if dtype != "float32" else "")
     made = table(shown, costs, machines, f"{ways}, state in {state_dtype or 'float32'}")
     made.show(where)
-    if out:
-        write(out, markdown(made))
-        wrote(where, out)
+    finish(where, (out, lambda: markdown(made)))
     if len(costs) < len(names):
         raise typer.Exit(130)

@@ -21,7 +21,7 @@ from descend.lab.bench.measure import interleave, parameters, stepping, warm
 from descend.lab.contender import Contender
 from descend.lab.models import Model, model_of
 from descend.lab.names import created
-from descend.lab.outcome import write
+from descend.lab.outcome import read, write
 from descend.lab.racing import Settings
 from descend.lab.search import Choice
 from descend.lab.sizes import held_bytes, predicted_bytes
@@ -80,6 +80,7 @@ class Findings:
     steps: int = 300
     environment: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    stopped: bool = False
 
 
 def measure(
@@ -89,31 +90,41 @@ def measure(
     tell: Callable[[str], None] = lambda _: None,
     keep: Callable[[Findings], None] = lambda _: None,
 ) -> None:
-    """Measure some of peaks, times and losses again; the others stay as they were found. `keep` is called after each."""
-    begin = time.perf_counter()
+    """Measure some of peaks, times and losses again; the others stay as they were found.
+
+    The findings hold what is done at every moment, after Ctrl-C too, and `keep` is called with them.
+    """
     threads = {f"threads for {part}": str(torch.get_num_threads()) for part in parts if part in ("times", "losses")}
-    here = machine(torch.device("cpu")) | versions(("torch",))
+    here = machine(torch.device("cpu")) | versions(("descend", "torch"))
     here.pop("threads", None)
     found.environment = {**here, **{k: v for k, v in found.environment.items() if k.startswith("threads")}, **threads}
-    if "peaks" in parts:
-        tell("peaks of a training step")
-        found.peaks = peaks()
+    begin, before, found.stopped = time.perf_counter(), found.seconds, False
+
+    def did() -> None:
+        found.seconds = before + time.perf_counter() - begin
         keep(found)
-    if "times" in parts:
-        tell("times of a fused step")
-        found.times = times()
-        keep(found)
-    if "losses" in parts:
-        task, found.losses = tasks()["gpt"], []
-        data = task.load()
-        for one in planned(optimizers):
-            tell(f"{task.title}: {one.optimizer}, {one.weights} weights, {one.state} state")
-            train(one, task, data, found.seeds, found.steps)
-            found.losses.append(one)
-            found.seconds += time.perf_counter() - begin
-            begin = time.perf_counter()
-            keep(found)
-    found.seconds += time.perf_counter() - begin
+
+    try:
+        did()
+        if "peaks" in parts:
+            tell("peaks of a training step")
+            found.peaks = peaks()
+            did()
+        if "times" in parts:
+            tell("times of a fused step")
+            found.times = times()
+            did()
+        if "losses" in parts:
+            task, found.losses = tasks()["gpt"], []
+            data = task.load()
+            for one in planned(optimizers):
+                tell(f"{task.title}: {one.optimizer}, {one.weights} weights, {one.state} state")
+                train(one, task, data, found.seeds, found.steps)
+                found.losses.append(one)
+                did()
+    except KeyboardInterrupt:
+        found.stopped = True
+        did()
 
 
 def weights(name: str, model: Model) -> Weights:
@@ -225,8 +236,13 @@ def blocked(optimizer: Any, bits: int) -> float:
 
 
 def save(found: Findings, path: Path) -> None:
+    """Write it."""
+    write(path, text(found))
+
+
+def text(found: Findings) -> str:
     """As JSON."""
-    write(path, json.dumps(asdict(found), indent=1) + "\n")
+    return json.dumps(asdict(found), indent=1) + "\n"
 
 
 def load(path: Path) -> Findings:
@@ -235,10 +251,10 @@ def load(path: Path) -> Findings:
     Raises:
         ValueError: if the file is no such recording.
     """
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        plain["weights"] = [Weights(**one) for one in plain["weights"]]
-        plain["losses"] = [Losses(**one) for one in plain["losses"]]
-        return Findings(**plain)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no recording of descend memory: {error}") from error
+    return read(path, _findings, "recording of descend memory; make one with --json")
+
+
+def _findings(raw: dict[str, Any]) -> Findings:
+    raw["weights"] = [Weights(**one) for one in raw["weights"]]
+    raw["losses"] = [Losses(**one) for one in raw["losses"]]
+    return Findings(**raw)
