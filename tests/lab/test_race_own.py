@@ -142,7 +142,7 @@ def test_a_bad_task_is_one_line_before_work_starts(change: dict[str, str], messa
     [
         (("nowhere.py",), "cannot be imported"),
         (("no.module:task",), "cannot be imported"),
-        (("digits-mlp", "--optimizers", "adamw:caution"), "cannot be imported"),
+        (("digits-mlp", "--optimizers", "adamw:caution"), "'caution' is no option, expected name=value"),
         (("digits-mlp", "--optimizers", "adamw:=3"), "expected name=value"),
         (("digits-mlp", "--import", "nowhere.py"), "nowhere.py"),
         (("digits-mlp", "--task", "gpt"), "leave one out"),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
 from descend.lab import own
 from descend.lab.facts import LOOKAHEAD, Catalogue, matching, unknown
 from descend.lab.search import Choice, Space, around
@@ -85,7 +87,7 @@ def parse(words: str | Sequence[Any] | None, book: Catalogue, sources: Sequence[
         if plus:
             rest.append(f"fallback={fallback}")
         names = [name.lower()]
-        if rest and "=" not in rest[0]:
+        if rest and "=" not in rest[0] and unknown(name, book.list_optimizers()):
             names = register(f"{name}:{rest.pop(0)}")
         elif name.endswith(".py"):
             names = register(name)
@@ -111,10 +113,22 @@ def contender(name: str, options: dict[str, Any], book: Catalogue) -> Contender:
         usual = {"momentum": 0.9}.get(searched) or _default(info, searched)
         usual = (usual,) if isinstance(usual, float) else usual
         usual = usual if isinstance(usual, (tuple, list)) and all(isinstance(b, float) for b in usual) else ()
+    if options:
+        _check_options(word, name, options, book)
     return Contender(
         word, low, high, info.second_order, name, options, tuple(usual), searched == "momentum",
         info.has_weight_decay and "weight_decay" not in options, info.has_weight_decay,
     )  # fmt: skip
+
+
+def _check_options(word: str, name: str, options: dict[str, Any], book: Catalogue) -> None:
+    """Raise ValueError for an option that the optimizer does not have; whether its value fits a model, the race shows."""
+    try:
+        book.create_optimizer_v2(nn.Linear(2, 2), opt=name, **{"lr": 0.1, "weight_decay": 0.0, **options})
+    except TypeError as error:
+        raise ValueError(f"{word}: {error}") from error
+    except Exception:
+        return
 
 
 def _default(info: Any, name: str) -> Any:

@@ -92,6 +92,6 @@ def defaults(info: OptimInfo) -> dict[str, str]:
     for name, parameter in inspect.signature(info.bound()).parameters.items():
         if name not in ("params", "base_optimizer") and parameter.kind is not parameter.VAR_KEYWORD:
             shown[name] = "required" if parameter.default is parameter.empty else repr(parameter.default)
-    if info.has_momentum and "momentum" not in (info.defaults or {}):
+    if info.has_momentum and "momentum" not in (info.defaults or {}) and shown["momentum"] != "0.9":
         shown["momentum"] += "; create_optimizer passes 0.9"
     return shown

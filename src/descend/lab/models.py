@@ -105,7 +105,9 @@ TITLES = {"vit_s": "ViT-S/16", "resnet50": "ResNet-50", "gpt2": "GPT-2", "many_t
 
 
 def model_of(words: str) -> Model:
-    """A built-in model by its name, a transformers configuration file, or what `pkg.module:callable` returns.
+    """A built-in model by its name, a transformers configuration file, or what a callable returns.
+
+    `pkg.module:callable` and `file.py:callable` name one; of `file.py` alone, as a race takes it, it is `model`.
 
     Nothing is allocated: a callable runs with torch's "meta" as the default device.
 
@@ -118,11 +120,13 @@ def model_of(words: str) -> Model:
     made: object
     if words.endswith(".json"):
         made = _of_config(Path(words))
-    elif ":" in words:
+    elif ":" in words or words.endswith(".py"):
         made = _called(words)
     else:
         known = ", ".join(MODELS)
-        raise ValueError(f"there is no model {words!r}; there are {known}, or write module:callable or a config.json")
+        raise ValueError(
+            f"there is no model {words!r}; there are {known}, or write mytask.py, module:callable or a config.json"
+        )
     if isinstance(made, Model):
         return made
     model = _described(words, made)
@@ -141,9 +145,9 @@ def _of_config(path: Path) -> nn.Module | Model:
 
 
 def _called(words: str) -> object:
-    module, _, name = words.partition(":")
     try:
-        call = getattr(own.imported(module), name)
+        module, name = own.pointed(words)
+        call = getattr(module, name or "model")
         with torch.device("meta"):
             return call()
     except Exception as error:  # code of the user's may raise whatever it likes

@@ -26,10 +26,9 @@ def register(source: str) -> list[str]:
     Raises:
         ValueError: if the source cannot be imported, or has no optimizer; the message says which.
     """
-    module, colon, name = source.partition(":") if not source.endswith(".py") else (source, "", "")
     try:
-        found = load(Path(module)) if module.endswith(".py") else imported(module)
-        kinds = [getattr(found, name)] if colon else list(_optimizers(found))
+        found, name = pointed(source)
+        kinds = [getattr(found, name)] if name else list(_optimizers(found))
     except Exception as error:  # a file of the user's may raise whatever it likes
         raise ValueError(f"{source!r} cannot be imported: {type(error).__name__}: {error}") from error
     for kind in kinds:
@@ -38,6 +37,12 @@ def register(source: str) -> list[str]:
     if not kinds:
         raise ValueError(f"{source!r} defines no optimizer: no class of it derives from torch.optim.Optimizer")
     return [registered(kind) for kind in kinds]
+
+
+def pointed(source: str) -> tuple[ModuleType, str]:
+    """The module of `file.py`, `file.py:name`, `pkg.module` or `pkg.module:name`, and the name in it; "": none."""
+    module, _, name = source.partition(":") if not source.endswith(".py") else (source, "", "")
+    return load(Path(module)) if module.endswith(".py") else imported(module), name
 
 
 def imported(module: str) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.padding import Padding
@@ -36,13 +36,17 @@ def show(book: Catalogue, name: str, console: Console) -> None:
     console.print()
     documentation(REFERENCE.sub("", text or "no description"), console)
     heading("defaults", console)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    for option, value in options.items():
-        table.add_row(option, Text(value), Text(declared[option].meaning if option in declared else "", style="dim"))
-    console.print(Padding(table, (0, 0, 0, 2)))
+    meanings = {option: declared[option].meaning if option in declared else "" for option in options}
+    if console.width >= NARROW:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
+        for option, value in options.items():
+            table.add_row(option, Text(value), Text(meanings[option], style="dim"))
+        console.print(Padding(table, (0, 0, 0, 2)))
+    else:
+        stacked([(f"{option}={value}", meanings[option]) for option, value in options.items()], console)
     console.print()
     if getattr(kind, "__module__", "").startswith("descend."):
         common(getattr(kind, "refused", {}), console)
@@ -111,21 +115,29 @@ def common(refused: Mapping[str, str], console: Console) -> None:
 
     heading("options that every optimizer has", console)
     says = dict(re.findall(r"^    (\w+): ((?:.*\n?(?:     .*\n?)*))", inspect.getdoc(Common) or "", re.MULTILINE))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    if console.width >= NARROW:
-        table.add_column()
+    rows = []
     for name in Common.__annotations__:
         words = re.split(r"[:;.](?:\s|$)| \(", " ".join(says.get(name, "").split()))[0]
         words = f"refused: {refused[name]}" if name in refused else words
-        title = Text(f"{name}={COMMON_DEFAULTS[name]!r}")
-        if console.width >= NARROW:
-            table.add_row(title, Text(plain(words)))
-        else:
-            table.add_row(title)
-            table.add_row(*[wrapped(Text(f"  {plain(words)}", style="not bold"), console.width - 2)])
-    console.print(Padding(table, (0, 0, 0, 2)))
+        rows.append((f"{name}={COMMON_DEFAULTS[name]!r}", plain(words)))
+    if console.width >= NARROW:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for title, words in rows:
+            table.add_row(Text(title), Text(words))
+        console.print(Padding(table, (0, 0, 0, 2)))
+    else:
+        stacked(rows, console)
     console.print()
+
+
+def stacked(rows: Iterable[tuple[str, str]], console: Console) -> None:
+    """Options, and beneath each what it does: for narrow screens."""
+    for title, words in rows:
+        console.print(Padding(wrapped(Text(title, style="bold"), console.width - 2), (0, 0, 0, 2), expand=False))
+        if words:
+            console.print(Padding(wrapped(Text(words), console.width - 4), (0, 0, 0, 4), expand=False))
 
 
 def documentation(text: str, console: Console) -> None:

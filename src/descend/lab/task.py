@@ -8,7 +8,6 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -377,16 +376,12 @@ def read(source: str) -> Task:
     Raises:
         ValueError: if it cannot be imported, or lacks a part.
     """
-    module, colon, attribute = source.partition(":") if not source.endswith(".py") else (source, "", "")
     try:
-        found: Any = own.load(Path(module)) if module.endswith(".py") else own.imported(module)
-        if colon:
-            found = getattr(found, attribute)
+        module, attribute = own.pointed(source)
+        found: Any = getattr(module, attribute) if attribute else getattr(module, "task", module)
     except Exception as error:  # a file of the user's may raise whatever it likes
         raise ValueError(f"task {source!r} cannot be imported: {type(error).__name__}: {error}") from error
-    name = attribute if colon else Path(module).stem if module.endswith(".py") else module.rpartition(".")[2]
-    if not colon:
-        found = getattr(found, "task", found)
+    name = attribute or module.__name__.rpartition(".")[2]
     if inspect.isroutine(found):
         found = found()
     if isinstance(found, Task):

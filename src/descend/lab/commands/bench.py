@@ -25,7 +25,9 @@ def bench(
     models: Annotated[
         str,
         typer.Option(
-            "--models", "--shapes", help="Some of vit_s, resnet50, gpt2, many_tiny, module:callable, config.json."
+            "--models",
+            "--shapes",
+            help="Some of vit_s, resnet50, gpt2, many_tiny, mytask.py, module:callable, config.json.",
         ),
     ] = "vit_s",
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each, at most.")] = 20,
@@ -38,7 +40,7 @@ def bench(
     render: Annotated[Path | None, typer.Option(help="Measure nothing: show a recording.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
 ) -> None:
-    """Time steps beside other libraries', with the bytes, the memory and the compiling that they cost."""
+    """Time steps beside other libraries'. Shows the bytes, the memory and the compiling that they cost too."""
     from rich.console import Console
 
     from descend.lab.bench import document, page, screen

@@ -19,7 +19,8 @@ def add(cli: typer.Typer, book: Book) -> None:
 
 def fit(
     model: Annotated[
-        str, typer.Option(help="pkg.module:callable, a config.json of transformers, vit_s, resnet50 or gpt2.")
+        str,
+        typer.Option(help="mytask.py, pkg.module:callable, a config.json of transformers, vit_s, resnet50 or gpt2."),
     ],
     memory: Annotated[str, typer.Option(help="Of the device, such as 24GB (10⁹ bytes) or 24GiB (2³⁰).")],
     ranks: Annotated[int, typer.Option(min=1, help="Processes that FSDP2 spreads the model over.")] = 1,
@@ -27,7 +28,7 @@ def fit(
     sources: ImportOption = None,
     out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
 ) -> None:
-    """Say how a model fits into memory: bytes of weights, gradients and state for every way to keep them, and the call."""
+    """Say how a model fits into memory. Shows the bytes of every way to keep weights and state, and the call to paste."""
     from rich.console import Console
     from rich.text import Text
 

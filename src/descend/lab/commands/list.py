@@ -18,7 +18,7 @@ def add(cli: typer.Typer, book: Book, names: Names | None) -> None:
         pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a wildcard.")] = None,
         state: Annotated[bool, typer.Option("--state", help="Bytes of state for each parameter too.")] = False,
     ) -> None:
-        """List the optimizers: each class, and beneath it the names that are variants of it."""
+        """List the optimizers by class. Beneath each are the names that are variants of it."""
         from rich.console import Console
 
         from descend.lab import listing

@@ -21,7 +21,8 @@ def memory(
     ] = None,
     sources: ImportOption = None,
     model: Annotated[
-        str, typer.Option(help="Whose state: vit_s, resnet50, gpt2, many_tiny, module:callable or config.json.")
+        str,
+        typer.Option(help="Whose state: vit_s, resnet50, gpt2, many_tiny, mytask.py, module:callable or config.json."),
     ] = "vit_s",
     train: Annotated[bool, typer.Option("--train", help="Train a byte-level GPT with them in every storage.")] = False,
     time: Annotated[bool, typer.Option("--time", help="Time a fused step of AdamW in every storage.")] = False,
@@ -33,7 +34,7 @@ def memory(
     render: Annotated[Path | None, typer.Option(help="Measure nothing: show a recording.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
 ) -> None:
-    """Say the bytes of optimizers' state in every storage; train with it if asked, to see what it costs."""
+    """Say the bytes of optimizers' state in every storage. Trains with it if asked, to see what it costs."""
     import torch
     from rich.console import Console
     from rich.text import Text

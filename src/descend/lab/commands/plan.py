@@ -18,7 +18,9 @@ def add(cli: typer.Typer, book: Book) -> None:
 
 
 def plan(
-    model: Annotated[str, typer.Option(help="vit_s, resnet50, gpt2, module:callable or config.json.")] = "gpt2",
+    model: Annotated[
+        str, typer.Option(help="vit_s, resnet50, gpt2, mytask.py, module:callable or config.json.")
+    ] = "gpt2",
     ranks: Annotated[int, typer.Option(min=1, help="Processes that the parameters are spread over.")] = 8,
     bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s that a process sends.")] = 25.0,
     memory_bandwidth: Annotated[float, typer.Option(min=1e-6, help="GB/s of its memory.")] = 1000.0,
@@ -30,7 +32,7 @@ def plan(
     sources: ImportOption = None,
     out: Annotated[Path | None, typer.Option(help="Write a document.")] = None,
 ) -> None:
-    """Say what optimizers would cost on machines that are not here: state, memory traffic, collectives and time."""
+    """Say what optimizers cost on machines that are not here. Counts state, memory traffic, collectives and time."""
     import torch
     from rich.console import Console
 

@@ -55,7 +55,7 @@ def add(cli: typer.Typer, book: Book) -> None:
         ] = False,
         example: Annotated[bool, typer.Option("--example", help="Print a task that runs, to begin with.")] = False,
     ) -> None:
-        """Race optimizers on your task or the lab's: an equal search for each, then several seeds."""
+        """Race optimizers on your task or the lab's. Each has an equal search, then several seeds."""
         if example:
             from descend.lab.example import EXAMPLE
 

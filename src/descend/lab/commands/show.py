@@ -22,7 +22,7 @@ def add(cli: typer.Typer, book: Book) -> None:
             list[str] | None, typer.Option("--import", help="A file or module with optimizers of your own. Repeatable.")
         ] = None,
     ) -> None:
-        """Show one optimizer: its maths, its defaults, what it stores, and where it comes from."""
+        """Show one optimizer: its maths, defaults, state and reference."""
         from rich.console import Console
 
         from descend.lab import own, page

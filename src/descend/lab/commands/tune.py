@@ -34,7 +34,7 @@ def add(cli: typer.Typer, book: Book) -> None:
         ] = None,
         out: Annotated[Path | None, typer.Option(help="Folder for race.json and report.html. [runs/TASK]")] = None,
     ) -> None:
-        """Choose optimizer, learning rate and decay for your task within a budget, and print the lines to paste."""
+        """Choose an optimizer and its settings within a budget. Prints the lines to paste."""
         from rich.console import Console
         from rich.text import Text
 
