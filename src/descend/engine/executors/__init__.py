@@ -127,4 +127,5 @@ def chosen(job: Job) -> Way:
     if wanted is None:
         native = type(job.param) in (Tensor, torch.nn.Parameter)
         wanted = native and (job.local_param.device.type in ("cuda", "xpu") or job.numel <= foreach.FEW)
-    return "foreach" if wanted and job.layout is None and not profile(job.rule, job).shaped else "loop"
+    served = not profile(job.rule, job).shaped or foreach.is_stacked(job)
+    return "foreach" if wanted and job.layout is None and served else "loop"
