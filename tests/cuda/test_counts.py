@@ -50,8 +50,12 @@ def test_a_step_keeps_its_budget(row: budget.Row) -> None:
         optimizer.step()
         torch.cuda.synchronize()
     events = [event for event in told.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    copies = [event for event in events if event.name.startswith("Memcpy")and "DtoD" not in event.name]
-    kernels = [event for event in events if not event.name.startswith("Memcpy HtoD") and not event.name.startswith("Memcpy DtoH")]
+    copies = [event for event in events if event.name.startswith("Memcpy") and "DtoD" not in event.name]
+    kernels = [
+        event
+        for event in events
+        if not event.name.startswith("Memcpy HtoD") and not event.name.startswith("Memcpy DtoH")
+    ]
     print("COUNT", row, len(kernels), len(copies), flush=True)
     assert len(kernels) <= row.launches, sorted({event.name for event in kernels})
     assert len(copies) <= row.copies

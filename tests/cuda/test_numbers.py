@@ -41,7 +41,9 @@ def test_float64_matches_the_oracle(row: Row, options: dict[str, Any]) -> None:
     """By default: multi-tensor operations where there are some."""
     errors = run(row.name, row.lr, options, device="cuda").errors()
     worst = max(errors, key=errors.__getitem__)
-    assert errors[worst] < (1e-6 if getattr(descend, row.name).reach == "matrix" else 1e-9), f"{worst}: {errors[worst]:.1e}"
+    assert errors[worst] < (1e-6 if getattr(descend, row.name).reach == "matrix" else 1e-9), (
+        f"{worst}: {errors[worst]:.1e}"
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -275,24 +275,30 @@ def kernel(signature: Signature, stage: int) -> Compiled:
 
 
 def _compiled(signature: Signature, stage: int) -> Compiled:
-    text, arguments = _Text(signature, stage), _example(signature, stage)
+    arguments = example(signature, stage)
+    code = compiled(text(signature, stage, arguments), list(leaves(arguments)), to_sums=stage < len(signature.rounds))
+    code(list(leaves(arguments)))
+    return code
+
+
+def text(signature: Signature, stage: int, arguments: tuple[Any, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    """The function of a pass, which takes the leaves of its arguments one by one."""
+    function = _Text(signature, stage)
 
     def on_leaves(*tensors: Tensor) -> Any:
         tree = _regrown(arguments, iter(tensors))
         for p in leaves(tree[0]):
             _settle(signature, p)
-        return text(*tree)
+        return function(*tree)
 
-    code = compiled(on_leaves, list(leaves(arguments)), to_sums=stage < len(signature.rounds))
-    code(list(leaves(arguments)))
-    return code
+    return on_leaves
 
 
 def _settle(signature: Signature, p: Tensor) -> None:
     """Tell the compiler what always holds: the length of blocks, and of what lengths are multiples."""
     if signature.storage.length and not signature.shaped:
         int(p.size(1)), int(p.stride(0))
-    if signature.aligned:
+    if signature.aligned and not signature.storage.length:
         torch._check(p.size(0) % _VECTOR == 0)  # type: ignore[no-untyped-call]
 
 
@@ -321,7 +327,7 @@ def _regrown(tree: Any, tensors: Iterator[Tensor]) -> Any:
     return next(tensors) if isinstance(tree, Tensor) else [_regrown(branch, tensors) for branch in tree]
 
 
-def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
+def example(signature: Signature, stage: int) -> tuple[Any, ...]:
     """Inputs whose sizes all differ, with the sums that the stages before give."""
     shapes: list[tuple[int, ...]]
     if signature.order is None:
