@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import formula
 import layers
 import paths
 import picture
@@ -79,7 +80,7 @@ def sections(documented: Any) -> dict[str, str]:
 
 
 def prose(text: str) -> str:
-    """Docstring text as Markdown: literal blocks are fenced, double backticks single, roles code, tables have bars."""
+    """Docstring text as Markdown: formulae are drawn, other literal blocks fenced, roles code, tables have bars."""
     lines = RULES.sub(barred, ROLE.sub(r"`\1`", text)).replace("``", "`").split("\n")
     out: list[str] = []
     while lines:
@@ -91,7 +92,8 @@ def prose(text: str) -> str:
         block: list[str] = []
         while lines and (not lines[0].strip() or lines[0].startswith("    ")):
             block.append(lines.pop(0))
-        out += ["```text", inspect.cleandoc("\n".join(["", *block])), "```", ""]
+        literal = inspect.cleandoc("\n".join(["", *block]))
+        out += [formula.block(literal) if "←" in literal else fenced(literal, "text"), ""]
     return "\n".join(out)
 
 
@@ -252,24 +254,26 @@ def optimizer_page(name: str, kind: type) -> str:
     text = [
         f"# {name}\n",
         prose(doc[""]),
-        agree,
-        f"\n![Paths of {name}, SGD and Adam on two surfaces](paths/{SLUGS[name]}.svg){{.paths}}\n",
-        "Each learning rate is the best of a grid from 1e-4 to 10 by the loss at the end; other options are the "
-        f"defaults, without weight decay. {paths.STEPS} steps. Two parameters say how a rule moves, not how well it "
-        "trains a network.\n",
-        "## The rule in code\n",
+        "\n## The rule in code\n",
         fenced(source(kind)),
     ]
     if base and (changed := difference(kind, base)):
         link = f"[{base.__name__}]({SLUGS[base.__name__]}.md)"
         text += [f"\n## Difference to {base.__name__}\n", f"From {link} to {name}:\n", fenced(changed, "diff")]
     text += [
-        "\n## Arguments\n",
+        "\n## Path\n",
+        f"![Paths of {name}, SGD and Adam on two surfaces](paths/{SLUGS[name]}.svg){{.paths}}\n",
+        "Each learning rate is the best of a grid from 1e-4 to 10 by the loss at the end; other options are the "
+        f"defaults, without weight decay. {paths.STEPS} steps. Two parameters say how a rule moves, not how well it "
+        "trains a network.\n",
+        "## Arguments\n",
         arguments(kind, entries(doc.get("Args", ""))),
         "\nThe [common options](../common-options.md) are on every optimizer that is not a wrapper.\n",
         "## Evidence\n",
+        agree,
         more.evidence(kind),
-        *(["\n## Race\n", more.race(raced, SLUGS[name])] if (raced := more.raced(kind)) else []),
+        "\n## Race\n",
+        more.race(raced, SLUGS[name]) if (raced := more.raced(kind)) else "The recorded race has no wrappers.\n",
         "\n## Cost\n",
         more.costs(kind),
         "\n## Bytes of state\n",
@@ -470,6 +474,7 @@ def main(folder: Path, drawn: Callable[[type, str, Path], None] = paths.draw) ->
     pages.write("common-options.md", common_options())
     pages.sources()
     shutil.copytree(STYLE, pages.folder / "assets", ignore=shutil.ignore_patterns("*.yml"))
+    formula.font(pages.folder / "assets" / "formula.woff")
     settings = {
         "INHERIT": os.path.relpath(STYLE / "mkdocs.yml", folder),
         "docs_dir": "pages",

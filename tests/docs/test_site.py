@@ -24,7 +24,7 @@ def test_every_public_optimizer_has_a_page_of_its_own() -> None:
 def test_a_page_has_formula_code_and_every_argument(name: str) -> None:
     kind = make_site.optimizers()[name]
     page = make_site.optimizer_page(name, kind)
-    assert "```text\n" in page.split("## The rule in code")[0]
+    assert "<math" in page.split("## The rule in code")[0]
     assert "def " in page
     told = make_site.entries(make_site.sections(kind)["Args"])
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
