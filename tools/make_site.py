@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -35,7 +35,9 @@ from descend.engine.ranges import declared
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "tools" / "site"
 FRAMEWORKS = ROOT / "docs" / "frameworks"
-LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+FILE_NAME = re.compile(r"[\w/]+\.md")
+TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 RULES = re.compile(r"^(=+(?:  +=+)+)\n(.*)\n\1\n((?:.*\n)*?)\1$", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Warns|Example|Reference|Note|Yields):$", re.MULTILINE)
@@ -180,10 +182,17 @@ def helpers(functions: list[Any]) -> Iterator[Any]:
                 yield called
 
 
-def source(kind: type) -> str:
-    """The code of a rule."""
+def source(functions: Iterable[Any]) -> str:
+    """The code of functions."""
+    return "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(each)).rstrip() for each in functions)
+
+
+def code(kind: type) -> str:
+    """The code of a rule, and folded, that of the functions that it calls."""
     rule = list(methods(kind).values())
-    return "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(f)).rstrip() for f in [*rule, *helpers(rule)])
+    called = source(helpers(rule))
+    folded = f'\n\n<details markdown="1">\n<summary>Functions that it calls</summary>\n\n{fenced(called)}\n\n</details>'
+    return fenced(source(rule)) + (folded if called else "")
 
 
 def parent(kind: type) -> type | None:
@@ -194,7 +203,9 @@ def parent(kind: type) -> type | None:
 
 def difference(kind: type, base: type) -> str:
     """What changes from the parent's code to this one's."""
-    lines = difflib.unified_diff(source(base).splitlines(), source(kind).splitlines(), lineterm="", n=2)
+    rules = [list(methods(each).values()) for each in (base, kind)]
+    old, new = (source([*rule, *helpers(rule)]).splitlines() for rule in rules)
+    lines = difflib.unified_diff(old, new, lineterm="", n=2)
     return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
 
 
@@ -255,7 +266,7 @@ def optimizer_page(name: str, kind: type) -> str:
         f"# {name}\n",
         prose(doc[""]),
         "\n## The rule in code\n",
-        fenced(source(kind)),
+        code(kind),
     ]
     if base and (changed := difference(kind, base)):
         link = f"[{base.__name__}]({SLUGS[base.__name__]}.md)"
@@ -398,8 +409,10 @@ class Pages:
         here = self.place(path)
 
         def rewritten(match: re.Match[str]) -> str:
-            target = (path.parent / match[1]).resolve()
-            return f"]({os.path.relpath(self.place(target), Path(here).parent)}{match[2] or ''})"
+            target = (path.parent / match[2]).resolve()
+            named = FILE_NAME.fullmatch(match[1]) and TITLE.search(target.read_text(encoding="utf-8"))
+            text = named[1] if named else match[1]
+            return f"[{text}]({os.path.relpath(self.place(target), Path(here).parent)}{match[3] or ''})"
 
         self.write(here, LINK.sub(rewritten, text or path.read_text(encoding="utf-8")))
 
@@ -432,15 +445,13 @@ def navigation() -> list[Any]:
         if name in docs
     ]
     coming = [docs.pop(name) for name in [*docs] if name.startswith("from_")]
-    first = [docs.pop("choosing")]
-    rest = [docs.pop("capabilities")]
     recipes = sorted(p for p in FRAMEWORKS.glob("*.md") if p.stem != "README")
     own = [{name: f"optimizers/{slug}.md"} for name, slug in SLUGS.items()]
     found: list[Any] = [
         {"Home": "index.md"},
-        {"Choose": first},
+        {"Choose": docs.pop("choosing")},
         {"Optimizers": ["optimizers/index.md", *own]},
-        {"Capabilities": rest},
+        {"Capabilities": docs.pop("capabilities")},
         {"Guides": guides},
         {"Coming from": coming},
         {"Frameworks": ["frameworks/index.md", *(f"frameworks/{p.name}" for p in recipes)]},
