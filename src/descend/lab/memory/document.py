@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
 from descend.lab.memory.measure import MASTERS, STORAGES, Findings, Losses
 from descend.lab.table import Table, plural
@@ -63,9 +62,9 @@ def _losses(found: Findings) -> list[Table]:
     return made
 
 
-def markdown(found: Findings, first: Sequence[Table] = ()) -> str:
-    """A document; `first` stands before the findings."""
-    made = [table.markdown() for table in (*first, *tables(found))]
+def markdown(found: Findings) -> str:
+    """A document."""
+    made = [table.markdown() for table in tables(found)]
     machine = [[key, value] for key, value in found.environment.items()]
     where = ["## On what machine", grid(["", ""], machine, right=False)] if machine else []
     return "\n\n".join(["# Memory", *made, *where]) + "\n"
