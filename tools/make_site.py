@@ -8,6 +8,7 @@ FOLDER/pages gets the Markdown, FOLDER/mkdocs.yml the settings with the navigati
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import json
 import os
@@ -41,6 +42,7 @@ TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 RULES = re.compile(r"^(=+(?:  +=+)+)\n(.*)\n\1\n((?:.*\n)*?)\1$", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Warns|Example|Reference|Note|Yields):$", re.MULTILINE)
+TERMS = ("descend.terms", "descend.orthogonal", "descend.engine.slots", "descend.engine.ranges")
 STORAGES: tuple[Any, ...] = (torch.float32, torch.bfloat16, "int8", "int4")
 RECORD = json.loads((ROOT / "docs" / "capabilities.json").read_text(encoding="utf-8"))
 
@@ -314,7 +316,11 @@ def gallery() -> str:
 
 def reference() -> str:
     """Everything public that is not an optimizer class."""
-    parts = ["# Reference\n", "Optimizer classes have [pages of their own](optimizers/index.md).\n"]
+    parts = [
+        "# Reference\n",
+        "Optimizer classes have [pages of their own](optimizers/index.md), and so do [common options](common-options.md) "
+        "and [what rules are written in](terms.md).\n",
+    ]
     for name in descend.__all__:
         thing = getattr(descend, name)
         if _is_rule(thing) or not callable(thing):
@@ -327,10 +333,29 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def terms() -> str:
+    """What rules are written in: everything public of these modules."""
+    parts = ["# What rules are written in\n", "[Your own optimizer](own_optimizer.md) shows how.\n"]
+    for name in TERMS:
+        module = importlib.import_module(name)
+        parts.append(f"## {name}\n\n{prose(inspect.getdoc(module) or '')}\n")
+        for own, value in vars(module).items():
+            here = getattr(value, "__module__", "") == name and not own.startswith("_")
+            if here and (inspect.isfunction(value) or isinstance(value, type)):
+                parts.append(f"### {own}\n\n{described(value)}")
+    return "\n".join(parts)
+
+
+def signature(function: Any) -> str:
+    """The signature as it is written."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+
+
 def described(thing: Any) -> str:
     """Signature and docstring."""
     doc = sections(thing)
-    text = [prose(doc.pop("")), ""]
+    call = f"{thing.__name__}{signature(thing)}" if inspect.isfunction(thing) else ""
+    text = [*([fenced(call), ""] if call else []), prose(doc.pop("")), ""]
     if told := entries(doc.pop("Args", "") or doc.pop("Attributes", "")):
         text += [arguments(thing, told), ""]
     for title, body in doc.items():
@@ -455,7 +480,7 @@ def navigation() -> list[Any]:
         {"Guides": guides},
         {"Coming from": coming},
         {"Frameworks": ["frameworks/index.md", *(f"frameworks/{p.name}" for p in recipes)]},
-        {"Reference": ["reference.md", "common-options.md"]},
+        {"Reference": ["reference.md", "common-options.md", "terms.md"]},
         {"More": [*docs.values(), "changelog.md", "contributing.md"]},
     ]
     return [entry for entry in found if all(entry.values())]
@@ -483,6 +508,7 @@ def main(folder: Path, drawn: Callable[[type, str, Path], None] = paths.draw) ->
     pages.write("optimizers/index.md", gallery())
     pages.write("reference.md", reference())
     pages.write("common-options.md", common_options())
+    pages.write("terms.md", terms())
     pages.sources()
     shutil.copytree(STYLE, pages.folder / "assets", ignore=shutil.ignore_patterns("*.yml"))
     formula.font(pages.folder / "assets" / "formula.woff")

@@ -55,3 +55,9 @@ def test_functions_that_a_rule_calls_are_folded() -> None:
     assert "def direction(" in rule
     assert "def shape_gain(" not in rule
     assert "def shape_gain(" in folded
+
+
+def test_the_reference_has_what_rules_are_written_in() -> None:
+    page = make_site.terms()
+    assert "### ema\n\n```python\nema(average: Tensor, x: Tensor, weight: Scalar) -> Tensor\n```" in page
+    assert {"### orthogonalize", "### signed", "### Range"} <= set(page.splitlines())

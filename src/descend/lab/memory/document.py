@@ -56,8 +56,8 @@ def _losses(found: Findings) -> list[Table]:
     if made:
         made[-1].notes.append(
             "The same batches and initial weights for all; learning rates were found with float32 state; warm-up and "
-            "cosine, weight decay 1e-3. After ± stands the standard error of the seeds' differences. State that does not "
-            "bear 4 bits has 8 there."
+            "cosine, weight decay 1e-3. After ± stands the standard error of the seeds' differences. State that is "
+            "too sensitive for 4 bits has 8 there."
         )
     return made
 
