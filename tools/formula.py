@@ -66,8 +66,10 @@ def mixed(text: str) -> str:
         formula += f"{chunk} "
         if chunk[-1] in STOPS or i + 1 == len(chunks) or _is_word(chunks, i + 1):
             inner = formula.rstrip(f"{STOPS} ")
-            stop = "" if OPERATOR.fullmatch(chunk) else formula[len(inner) :]
-            out += f'<math displaystyle="true">{draw(parse(inner))}</math>{stop}'
+            stop = formula[len(inner) :].rstrip()
+            end = f"<mtext>{stop}</mtext>" if stop else ""
+            space = "" if OPERATOR.fullmatch(chunk) else " "
+            out += f'<math displaystyle="true">{draw(parse(inner))}{end}</math>{space}'
             formula = ""
     return out.rstrip()
 

@@ -63,7 +63,7 @@ def test_marks_bind_as_the_notation_says(written: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("u = b, or g + momentum·b with nesterov", "□, or □ with nesterov"),
+        ("u = b, or g + momentum·b with nesterov", "□ or □ with nesterov"),
         ("O = f(U) ≈ the orthogonal matrix nearest to U", "□the orthogonal matrix nearest to □"),
         ("with centered, else A = 0", "with centered, else □"),
         ("every k steps:  θ ← φ", "every □ steps: □"),
