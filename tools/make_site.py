@@ -140,7 +140,7 @@ def arguments(thing: Any, told: dict[str, str]) -> str:
             continue
         default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
         kind = annotation(parameter)
-        shown = f"`{kind}`" if kind else ""
+        shown = f"`{kind}`" if kind not in ("", "Any") else ""
         if name in known and known[name].range != "any value":
             shown = cell(known[name].meaning)
         lines.append(f"| `{name}` | {shown} | {default} | {cell(prose(told.get(name, '')))} |")
@@ -164,8 +164,9 @@ def methods(kind: type) -> dict[str, Any]:
         if owner.__module__.startswith("descend.optimizers") and owner.__name__ != "Wrapper":
             for name, value in vars(owner).items():
                 function = inspect.unwrap(value.__func__) if isinstance(value, (staticmethod, classmethod)) else value
-                public = not name.startswith("_") and not name.startswith("check")
-                if isinstance(function, FunctionType) and public:
+                public = not name.startswith(("_", "check"))
+                # torch puts the base's step into a class that is constructed.
+                if isinstance(function, FunctionType) and function.__module__ == owner.__module__ and public:
                     found.setdefault(name, function)
     parts = ("slots", "scalars", "gain", "decay", "sums", "direction", "rescale", "move")
     order = {name: i for i, name in enumerate(parts)}
@@ -283,7 +284,7 @@ def optimizer_page(name: str, kind: type) -> str:
         arguments(kind, entries(doc.get("Args", ""))),
         "\nThe [common options](../common-options.md) are on every optimizer that is not a wrapper.\n",
         "## Evidence\n",
-        agree,
+        *([agree, ""] if agree else []),
         more.evidence(kind),
         "\n## Race\n",
         more.race(raced, SLUGS[name]) if (raced := more.raced(kind)) else "The recorded race has no wrappers.\n",

@@ -50,6 +50,13 @@ def test_code_blocks_name_a_language_and_nothing_else(page: Path) -> None:
     assert re.findall(r"^```(?!\w*$).*$", page.read_text(encoding="utf-8"), re.MULTILINE) == []
 
 
+def test_the_code_of_a_rule_is_its_own_after_it_was_constructed() -> None:
+    before = make_site.code(descend.NAdamW)
+    descend.NAdamW([torch.nn.Parameter(torch.ones(1))])
+    assert make_site.code(descend.NAdamW) == before
+    assert "def step(" not in before
+
+
 def test_functions_that_a_rule_calls_are_folded() -> None:
     rule, folded = make_site.code(descend.Muon).split("<details")
     assert "def direction(" in rule
