@@ -43,6 +43,11 @@ ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 RULES = re.compile(r"^(=+(?:  +=+)+)\n(.*)\n\1\n((?:.*\n)*?)\1$", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Warns|Example|Reference|Note|Yields):$", re.MULTILINE)
 TERMS = ("descend.terms", "descend.orthogonal", "descend.engine.slots", "descend.engine.ranges")
+#: How the factory makes what has no name of its own.
+WRAPPERS = {
+    "Lookahead": "The prefix `lookahead_` in front of any name, such as `lookahead_adamw`.",
+    "SAM": "None: `descend.SAM` takes an optimizer, or its class.",
+}
 STORAGES: tuple[Any, ...] = (torch.float32, torch.bfloat16, "int8", "int4")
 RECORD = json.loads((ROOT / "docs" / "capabilities.json").read_text(encoding="utf-8"))
 
@@ -246,6 +251,8 @@ def _with_storage(kind: type, params: list[torch.nn.Parameter], stored: Any) -> 
 def names_of(kind: type) -> str:
     """The names in the catalogue, with what they bind and where to look for a learning rate."""
     own = more.infos(kind)
+    if not own:
+        return WRAPPERS[kind.__name__]
     lines = ["| name | binds | suggested lr | who says so |", "|---|---|---|---|"]
     for info in own:
         bound = ", ".join(f"`{k}={v!r}`" for k, v in (info.defaults or {}).items())
@@ -253,9 +260,7 @@ def names_of(kind: type) -> str:
         lines.append(f"| `{info.name}` | {cell(bound)} | {lr} | {cell(info.lr_source)} |")
     papers = {i.paper: None for i in own if i.paper}
     listed = "\n".join(f"- {p.authors}, [{p.title}]({p.link}), {p.year}" for p in papers)
-    return (
-        "\n".join(lines) + f"\n\n## Publications of these names\n\n{listed}\n" if own else "No name of the catalogue."
-    )
+    return "\n".join(lines) + f"\n\n## Publications of these names\n\n{listed}\n"
 
 
 def optimizer_page(name: str, kind: type) -> str:
