@@ -20,7 +20,7 @@ from descend.engine.executors.kernels import Signature, leaves
 from descend.engine.executors.tiles import Unwritten, Written, function, written
 from descend.engine.job import Job
 
-_ALIGNED = 16  # bytes that are loaded at once, and elements that lengths are multiples of
+_ALIGNED = 16  # bytes that are loaded at once
 
 
 def is_written(signature: Signature) -> bool:
@@ -28,9 +28,26 @@ def is_written(signature: Signature) -> bool:
     if signature.shaped or signature.device.type != "cuda":
         return False
     try:
-        return bool([_compiled(signature, stage) for stage in range(len(signature.rounds) + 1)])
+        return bool([_compiled(_alone(signature), stage) for stage in range(len(signature.rounds) + 1)])
     except Unwritten:
         return False
+
+
+def _alone(signature: Signature) -> Signature:
+    """The signature of the text of one parameter, which a written kernel takes for all."""
+    return replace(signature, bundle=1)
+
+
+def compile_ahead(signature: Signature, stage: int) -> None:
+    """Have Triton compile a kernel without a launch."""
+    made, function = _compiled(_alone(signature), stage)
+    known = [signature.compute_dtype] * stage
+    singles = [dtype for _, slot, dtype in signature.slots if slot.reduce == "all"][: bool(made.singles)]
+    outs = [*singles, *[signature.compute_dtype] * bool(made.sums)]
+    whole, short = torch.int64, torch.int32
+    arguments = [whole, whole, whole, torch.float64, short, short, whole, *known, *outs, 1]
+    with torch.cuda.device(signature.device):
+        function.warmup(*arguments, grid=(1,), enable_fp_fusion=False)
 
 
 @cache
@@ -72,9 +89,7 @@ class Tiled(Bundle):
         held = [[*leaves((self._params[i], [column[i] for column in self._state]))] for i in count]
         addresses = [[t.data_ptr() for t in column] for column in zip(*held, strict=True)]
         self._lengths = [sum(x.numel() for x in leaves(self._params[i])) for i in count]
-        row = (storage.length or 1) // storage.lanes
-        in_step = signature.aligned if storage.length is None else row % _ALIGNED == 0
-        self._aligned = in_step and not any(a % _ALIGNED for column in addresses for a in column)
+        self._aligned = signature.aligned and not any(a % _ALIGNED for column in addresses for a in column)
         signature = replace(signature, bundle=1, aligned=self._aligned)
         self.kernels = [_compiled(signature, stage) for stage in range(len(signature.rounds) + 1)]
         last: Written = self.kernels[-1][0]
