@@ -166,7 +166,7 @@ class Tiled(Bundle):
         kernel, function = self.kernels[stage]
         count, partials, outs = len(grads), None, []
         if kernel.singles:
-            outs.append(self._memory.new_empty(count, len(kernel.singles), dtype=self._single_dtype))
+            outs.append(self._memory.new_empty(len(kernel.singles), count, dtype=self._single_dtype))
         if kernel.sums:
             partials = self._memory.new_empty(self._programs, kernel.sums, dtype=self.signature.compute_dtype)
             outs.append(partials)
@@ -175,7 +175,7 @@ class Tiled(Bundle):
         if partials is not None:
             return (_totals(partials, self._firsts),)
         for i, to in enumerate(self._to):
-            launch(_fixed("scatter"), count, outs[0], to, i, len(self._to))
+            launch(_fixed("scatter"), count, outs[0][i], to)
         return ()
 
 

@@ -36,12 +36,11 @@ class Written:
     """A kernel.
 
     Attributes:
+        signature: of the text that it was written from.
         name: of the function in `source`.
-        addresses: leaves of the arguments that a table of addresses has, gradients excluded, in order.
-        singles: of these, the single numbers that are written.
-        sums: how many sums it gives.
-        rows: elements of a row, where tiles are rows; 1 where they are vectors.
-        chunk: rows that a program moves.
+        singles: the arguments that are single numbers of state and change, by their place.
+        sums: how many sums it gives for each chunk.
+        chunk: elements that a program moves; rows where state is kept in blocks.
     """
 
     signature: Signature
@@ -49,7 +48,6 @@ class Written:
     source: str
     singles: tuple[int, ...]
     sums: int
-    width: int
     chunk: int
 
 
@@ -128,14 +126,18 @@ class _Writer:
     def __init__(self, signature: Signature, stage: int) -> None:
         self.signature = replace(signature, device=torch.device("cpu"), bundle=1)
         self.stage = stage
-        self.is_last = stage == len(signature.rounds)
         self.before: list[str] = []
         self.within: list[str] = []
         self.after: list[str] = []
         self.names: dict[Node, str] = {}
-        self.length = signature.storage.length
         self.singles: list[int] = []
-        self.sums: list[str] = []
+        self.sums = 0
+        self.length, lanes = signature.storage.length, signature.storage.lanes
+        # Columns of a tile, and the power of two that Triton takes for them; a vector is a tile of one column.
+        self.width = (self.length or 1) // lanes
+        self.padded = 1 << (self.width - 1).bit_length()
+        self.tile = max(1, _TILE // lanes // self.padded)
+        self.chunk = max(self.tile, CHUNK // lanes // self.padded // self.tile * self.tile)
 
     # ---- the whole
 
@@ -143,72 +145,58 @@ class _Writer:
         arguments = example(self.signature, self.stage)
         graph = traced(text(self.signature, self.stage, arguments), [*leaves(arguments)])
         params, state, grads, _, sums = arguments
-        places = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        held, grad_count = len([*leaves((params, state))]), len([*leaves(grads)])
-        self.lanes = grad_count
-        inner = self.length // self.lanes if self.length else 1
-        self.width = inner
-        padded = 1 << (inner - 1).bit_length()
-        tile = max(1, _TILE // self.lanes // padded)
-        chunk = max(tile, CHUNK // self.lanes // padded // tile * tile)
-        self.shape = f"({tile}, {padded})" if self.length else f"({tile},)"
+        self.places = [node for node in graph.graph.nodes if node.op == "placeholder"]
         self.needed = _needed(graph)
-        rows = places[0].meta["val"].shape[0]
-        self.rows = rows.node.expr
-        for i, place in enumerate(places[: held + grad_count]):
-            self._argument(i, place, held)
-        self.table, self.known = places[held + grad_count], places[held + grad_count + 1 :]
-        stores: list[tuple[Node, Node]] = []
-        for node in graph.graph.nodes:
-            if node.op == "call_function" and node in self.needed:
-                if _base(node) == "copy_":
-                    stores.append((node.args[0], node.args[1]))
-                else:
-                    self._operation(node)
-        for place, value in stores:
-            self._store(places.index(place), place, value)
-        self._results(graph)
+        self.rows = self.places[0].meta["val"].shape[0].node.expr
+        held, given = len([*leaves((params, state))]), len([*leaves(grads)])
+        for i, place in enumerate(self.places[: held + given]):
+            if place in self.needed:
+                self._argument(i, place, f"held + {i}" if i < held else f"given + {i - held}")
+        self.table, *self.known = self.places[held + given :]
+        calls = [node for node in graph.graph.nodes if node.op == "call_function" and node in self.needed]
+        for node in calls:
+            if _base(node) != "copy_":
+                self._operation(node)
+        for node in calls:
+            if _base(node) == "copy_":
+                self._store(*node.args[:2])
+        if self.stage < len(self.signature.rounds):
+            self._give(graph)
         name = f"{self.signature.rule.__name__.lower()}_{self.stage}"
-        known = "".join(f", known{i}" for i in range(len(sums)))
-        outs = (", numbers" if self.singles else "") + (", partials" if self.sums else "")
-        head = [
-            f"def {name}(held, given, rows_of, table, jobs, chunks, sizes{known}{outs}, job_count):",
-            "    program = tl.program_id(0)",
-            "    job = tl.load(jobs + program)",
-            "    chunk = tl.load(chunks + program)",
-            f"    first = chunk.to(tl.int64) * {chunk}",
-            "    size = tl.load(sizes + job)",
-            *(["    size = tl.multiple_of(size, 16)"] if self.signature.aligned and not self.length else []),
-            f"    left = tl.minimum(size - first, {chunk}).to(tl.int32)",
-            f"    row = table + tl.load(rows_of + job) * {self.signature.columns}",
-        ]
-        if self.length:
-            loop = [
-                f"        r = start + tl.arange(0, {tile})[:, None]",
-                f"        c = tl.arange(0, {padded})[None, :]",
-                "        mask = (r < left)" + (f" & (c < {inner})" if padded != inner else ""),
-            ]
-        else:
-            loop = [f"        at = start + tl.arange(0, {tile})", "        mask = at < left"]
-        lines = [
-            *head,
-            *(f"    {line}" for line in self.before),
-            f"    for start in range(0, {chunk}, {tile}):",
-            *loop,
-            *(f"        {line}" for line in self.within),
-            *(f"    {line}" for line in self.after),
-        ]
-        source = "\n".join(lines) + "\n"
-        return Written(self.signature, name, source, tuple(self.singles), len(self.sums), inner, chunk)
+        lines = [*self._head(name, len(sums)), *self.before, *self._loop(), *self.after]
+        source = "\n    ".join(lines) + "\n"
+        return Written(self.signature, name, source, tuple(self.singles), self.sums, self.chunk)
 
-    def _argument(self, i: int, place: Node, held: int) -> None:
-        """Where an argument lies, and its elements in the tile."""
-        if place not in self.needed:
-            return
+    def _head(self, name: str, known: int) -> list[str]:
+        """The arguments, and which chunk of which parameter is this program's."""
+        extra = [f"known{i}" for i in range(known)] + ["numbers"] * bool(self.singles) + ["partials"] * bool(self.sums)
+        arguments = ["held", "given", "rows_of", "table", "jobs", "chunks", "sizes", *extra, "job_count"]
+        aligned = self.signature.aligned and not self.length
+        return [
+            f"def {name}({', '.join(arguments)}):",
+            "program = tl.program_id(0)",
+            "job = tl.load(jobs + program)",
+            "chunk = tl.load(chunks + program)",
+            f"first = chunk.to(tl.int64) * {self.chunk}",
+            f"size = {'tl.multiple_of(tl.load(sizes + job), 16)' if aligned else 'tl.load(sizes + job)'}",
+            f"left = tl.minimum(size - first, {self.chunk}).to(tl.int32)",
+            f"row = table + tl.load(rows_of + job) * {self.signature.columns}",
+        ]
+
+    def _loop(self) -> list[str]:
+        """What is done with each tile."""
+        places = [f"at = start + tl.arange(0, {self.tile})", "mask = at < left"]
+        if self.length:
+            inside = f" & (c < {self.width})" if self.padded != self.width else ""
+            rows, columns = f"tl.arange(0, {self.tile})[:, None]", f"tl.arange(0, {self.padded})[None, :]"
+            places = [f"r = start + {rows}", f"c = {columns}", f"mask = (r < left){inside}"]
+        body = [f"    {line}" for line in (*places, *self.within)]
+        return [f"for start in range(0, {self.chunk}, {self.tile}):", *body]
+
+    def _argument(self, i: int, place: Node, row: str) -> None:
+        """Where an argument lies, and its elements in the tile; `row` is that of the table of addresses."""
         value: Tensor = place.meta["val"]
-        kind = _NAMES[value.dtype]
-        source = f"held + {i} * job_count" if i < held else f"given + {i - held} * job_count"
-        self.before.append(f"p{i} = tl.load({source} + job).to(tl.pointer_type(tl.{kind}))")
+        self.before.append(f"p{i} = tl.load({row} * job_count + job).to(tl.pointer_type(tl.{_NAMES[value.dtype]}))")
         if _is_single(value):
             return
         if self.signature.aligned:
@@ -308,10 +296,13 @@ class _Writer:
         return _filled(_FORMS[base], given, dtype)
 
     def _power(self, x: str, exponent: Any, dtype: torch.dtype) -> str:
-        if exponent == 2:
-            return f"{x} * {x}"
         if exponent == 0.5:
             return _filled(_FORMS["sqrt"], (x,), dtype)
+        if not _is_node(exponent) and exponent == int(exponent):
+            if not 0 < abs(exponent) <= 8:
+                raise Unwritten(f"the power {exponent}")
+            product = " * ".join([f"({x})"] * abs(int(exponent)))
+            return product if exponent > 0 else _filled(_FORMS["reciprocal"], (product,), dtype)
         return f"tl.exp({self._as(exponent, dtype)} * tl.log({x}))"
 
     def _places(self, value: Tensor) -> str:
@@ -350,7 +341,7 @@ class _Writer:
         if x.op == "call_function" and _base(x) in ("select_copy", "select"):
             inner = x.args[0]
             if inner.op == "placeholder" and _is_single(inner.meta["val"]):
-                i = self._place(inner)
+                i = self.places.index(inner)
                 self.before.append(f"x{i} = tl.load(p{i})")
                 self.names[x] = f"x{i}"
                 return f"x{i}"
@@ -361,9 +352,6 @@ class _Writer:
         if x.op == "call_function" and _base(x) == "sym_size":
             return self._symbol(x)
         raise Unwritten(str(x.target))
-
-    def _place(self, place: Node) -> int:
-        return [node for node in place.graph.nodes if node.op == "placeholder"].index(place)
 
     def _symbol(self, x: Node) -> str:
         """A size: constant, or the number of rows."""
@@ -398,34 +386,29 @@ class _Writer:
         name, value = self._value(x), x.meta["val"]
         return f"tl.where(mask, {name}, {_number(0, value.dtype)})"
 
-    def _store(self, i: int, place: Node, value: Node) -> None:
-        before, kept = value.meta["val"].dtype, place.meta["val"]
-        made = self._cast(self._value(value), before, kept.dtype)
+    def _store(self, place: Node, value: Node) -> None:
+        i, kept = self.places.index(place), place.meta["val"]
+        made = self._cast(self._value(value), _dtype(value), kept.dtype)
         if not _is_single(kept):
             at, mask = self._at(kept)
             self.within.append(f"tl.store(p{i} + {at}, {made}, mask={mask})")
             return
-        number = len(self.singles)
+        # Other chunks may not have read the last one yet.
+        self.after.append(f"tl.store(numbers + {len(self.singles)} * job_count + job, {made}, mask=chunk == 0)")
         self.singles.append(i)
-        self.after.append(f"tl.store(numbers + job * SINGLES + {number}, {made}, mask=chunk == 0)")
 
-    def _results(self, graph: Any) -> None:
+    def _give(self, graph: Any) -> None:
         """Sums over the tile, kept from tile to tile and given at the end."""
-        self.after = [line.replace("SINGLES", str(len(self.singles))) for line in self.after]
-        if self.is_last:
-            return
         (output,) = (node for node in graph.graph.nodes if node.op == "output")
-        (outer,) = output.args[0]
+        ((outer,),) = output.args
         (inner,) = outer.args[0]
+        self.sums = len(inner.args[0])
+        shape = f"({self.tile}, {self.padded})" if self.length else f"({self.tile},)"
         for j, node in enumerate(inner.args[0]):
-            dtype = node.meta["val"].dtype
-            total = _number(0, dtype)
-            terms = self._terms(node)
-            self.before.append(f"s{j} = tl.full({self.shape}, 0, tl.{_NAMES[dtype]})")
-            self.within.append(f"s{j} += {' + '.join(terms) if terms else total}")
+            self.before.append(f"s{j} = tl.full({shape}, 0, tl.{_NAMES[_dtype(node)]})")
+            self.within.append(f"s{j} += {' + '.join(self._terms(node))}")
             over = f"tl.sum(tl.sum(s{j}, 1), 0)" if self.length else f"tl.sum(s{j}, 0)"
-            self.after.append(f"tl.store(partials + program * {len(inner.args[0])} + {j}, {over})")
-            self.sums.append(node.name)
+            self.after.append(f"tl.store(partials + program * {self.sums} + {j}, {over})")
 
     def _terms(self, node: Node) -> list[str]:
         """What is summed over tiles: the sum of a tile, or those of several lanes."""

@@ -71,12 +71,11 @@ def total(partials, firsts, totals, KINDS: tl.constexpr, WIDTH: tl.constexpr):
         tl.store(totals + job * KINDS + i, tl.sum(found, 0))
 
 
-@triton.jit(do_not_specialize=["i", "count"])
-def scatter(numbers, to, i, count):
-    """Single numbers of state go where the parameters have them, once all chunks have read those before."""
+@triton.jit
+def scatter(numbers, to):
+    """A single number of state goes where each parameter has it, once all chunks have read the last one."""
     job = tl.program_id(0)
-    address = tl.load(to + job).to(tl.pointer_type(numbers.dtype.element_ty))
-    tl.store(address, tl.load(numbers + job * count + i))
+    tl.store(tl.load(to + job).to(tl.pointer_type(numbers.dtype.element_ty)), tl.load(numbers + job))
 
 
 _GIVEN = [f"a{i}" for i in range(32)]
