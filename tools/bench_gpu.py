@@ -167,15 +167,19 @@ def record(path: str, seconds: str = "600") -> None:
     import torch
     import triton
 
+    from descend.lab.bench.peers import PEERS
+
     limit = time.monotonic() + float(seconds)
     warnings.simplefilter("ignore")
     versions = {"torch": torch.__version__, "CUDA": str(torch.version.cuda), "Triton": triton.__version__}
+    versions |= {peer.library: version for peer in PEERS if (version := peer.version()) and peer.library != "torch"}
     told: dict[str, Any] = {"card": torch.cuda.get_device_name(), "versions": versions, "copy_tb_s": _copied()}
     told["rows"] = rows = []
     cases = [("adamw", "float32", [*ways("adamw")]), *variants()]
     cases += [(rule, "float32", [*ways(rule)]) for rule in RULES if rule != "adamw"]
-    large = [("gpt2", *case) for case in cases[: len(RULES[:6]) + 5]]
-    for model, label, dtype, makers in [*(("vit_s", *case) for case in cases), *large]:
+    both = len(cases) - len(RULES) + 6
+    rounds = [(model, *case) for model in MODELS for case in cases[:both]]
+    for model, label, dtype, makers in [*rounds, *(("vit_s", *case) for case in cases[both:])]:
         for way, make in makers:
             if time.monotonic() > limit:
                 print("out of time", file=sys.stderr)
