@@ -84,6 +84,10 @@ leaderboard: $(VENV)/.lab  ## 25 optimizers on every task, in parts that go on w
 	$(VENV)/bin/python benchmarks/leaderboard.py record docs/leaderboard.json
 	$(VENV)/bin/python benchmarks/leaderboard.py page docs/leaderboard.json docs/leaderboard.md
 
+docs/race.json: $(VENV)/.lab  ## the curves of every optimizer on digits, about 10 minutes, and the README's picture
+	$(VENV)/bin/descend race --optimizers "$$($(VENV)/bin/python tools/picture.py names)" --out runs/race
+	$(VENV)/bin/python tools/picture.py runs/race
+
 docs/plan.md: $(VENV)/.lab  ## what optimizers cost on eight processes; counted, not timed
 	$(VENV)/bin/descend plan --model gpt2 --ranks 8 --out docs/plan.md
 
@@ -119,8 +123,10 @@ docs/gpu.json: $(VENV)/.dev  ## launches, copies and waits of a step, beside oth
 
 BENCH_GPU_PYTHON ?= $(PYTHON)
 
-bench-gpu:  ## on a machine with CUDA, in an environment that has torch: the CUDA tests, and times beside other optimizers
-	$(BENCH_GPU_PYTHON) tools/bench_gpu.py runs
+bench-gpu:  ## on a machine with CUDA, in an environment that has torch: the CUDA tests, and docs/gpu.md's times
+	$(BENCH_GPU_PYTHON) tools/bench_gpu.py test runs
+	$(BENCH_GPU_PYTHON) tools/bench_gpu.py record docs/gpu-card.json
+	$(BENCH_GPU_PYTHON) tools/bench_gpu.py render docs/gpu-card.json docs/gpu.md
 
 clean:
 	rm -rf $(VENV) $(BENCH) $(FRAMEWORKS) $(TRITON) .venv-torch-* build dist runs

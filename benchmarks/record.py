@@ -14,9 +14,10 @@ from pathlib import Path
 
 from memory_targets import page as memory_page
 from rich.console import Console
-from targets import everything, table
+from targets import everything
+from targets import page as performance_page
 
-from descend.lab.bench import document, screen
+from descend.lab.bench import screen
 from descend.lab.bench.peers import chosen as peers
 from descend.lab.bench.recording import load, save
 from descend.lab.bench.run import new_recording, run
@@ -50,8 +51,7 @@ def main(what: str, recording: str, page: str = "") -> int:
     if what == "train":
         return train(Path(recording))
     if what == "performance":
-        found = load(Path(recording))
-        write(Path(page), document.markdown(found, [table(found)], "Performance"))
+        write(Path(page), performance_page(load(Path(recording))))
     else:
         write(Path(page), memory_page(memory.load(Path(recording))))
     print(f"wrote {page}")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from descend import get_optimizer_info
+from descend.lab.bench.document import markdown
 from descend.lab.bench.peers import Peer
 from descend.lab.bench.recording import Heat, Line, Recording
 from descend.lab.bench.run import Bench, Case
 from descend.lab.sizes import MIB
-from descend.lab.table import NOTHING, Table
+from descend.lab.table import NOTHING, Table, escape, plural
 
 # The thirteen that timm has too (and Lookahead, which wraps them). Two go by other names there: adamwlegacy, radamlegacy.
 SEEDS = (
@@ -69,12 +70,23 @@ def everything(peers: Sequence[Peer], rules: Sequence[str]) -> Bench:
     return Bench(tuple(cases), ROUNDS, compiled=COMPILED, imports=IMPORTS)
 
 
+def page(recording: Recording) -> str:
+    """docs/performance.md: the comparisons first, all that was measured, and what this project asked of itself."""
+    _, rest = markdown(recording).split("\n\n", 1)
+    compared = "\n".join(
+        f"- {v.what[0].upper()}{v.what[1:]}: {v.reached}."
+        for v in verdicts(recording)
+        if "against" in v.what and v.passed is not None
+    )
+    return f"# Performance\n\n{escape(compared)}\n{rest}\n{table(recording).markdown()}\n"
+
+
 def table(recording: Recording) -> Table:
     """A row for each target."""
     found = verdicts(recording)
     rows = [[v.what, v.asked, v.reached, mark(v)] for v in found]
     notes = [f"{v.what}: {', '.join(v.missed)}" for v in found if v.missed]
-    return Table("Targets", ["", "asked", "reached", ""], rows, notes, right=False)
+    return Table("Targets of this project", ["", "asked", "reached", ""], rows, notes, right=False)
 
 
 def mark(verdict: Verdict) -> str:
@@ -123,7 +135,7 @@ def _times_traffic(recording: Recording, what: str, limit: float, applies: Calla
 
 
 def _against_timm(recording: Recording, how: str, target: float) -> Verdict:
-    what = f"{how if how == 'fused' else 'default mode'} against timm, the thirteen seed optimizers"
+    what = f"{how if how == 'fused' else 'default mode'} against timm, thirteen optimizers of both"
     verdict = Verdict(what, f"≥ {target:g} × faster (geometric mean), none slower")
     pairs = []
     for heat, line in _large(recording, how):
@@ -134,7 +146,9 @@ def _against_timm(recording: Recording, how: str, target: float) -> Verdict:
         return verdict
     mean = statistics.geometric_mean(pair.value for pair in pairs)
     slowest = min(pairs, key=lambda pair: pair.value)
-    verdict.reached = f"{mean:.2f} × over {len(pairs)}; least {slowest.value:.2f} × ({slowest.whose})"
+    verdict.reached = (
+        f"{mean:.2f} × as fast over {plural(len(pairs), 'case')}; least {slowest.value:.2f} × ({slowest.whose})"
+    )
     verdict.missed = [_told(p, "×") for p in sorted(pairs, key=lambda p: p.value) if p.value < 1]
     verdict.passed = mean >= target and not verdict.missed
     return verdict

@@ -38,6 +38,9 @@ RULES = [
     "adamp",
     "novograd",
     "adafactor",
+    "came",
+    "prodigy",
+    "muon",
 ]
 # Ours only: storage and options that the others do not have.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -140,8 +143,8 @@ def render(told: dict[str, Any]) -> str:
         f"Launches of one step of the {told['tensors']} tensors of a {told['model']}, torch {told['torch']}; "
         "c: copies between host and device, s: times that the host waits.",
         "\n".join("| " + " | ".join(row) + " |" for row in rows),
-        "**Predicted, not measured**: the larger of the time that the memory needs for the bytes that kernels read and "
-        f"write, and of {LAUNCH * 1e6:.0f} µs a launch, in milliseconds.",
+        "**Predicted, not measured**, for cards that were not at hand: the larger of the time that the memory needs for the "
+        f"bytes that kernels read and write, and of {LAUNCH * 1e6:.0f} µs a launch, in milliseconds.",
         "\n".join("| " + " | ".join(row) + " |" for row in _predictions(told)),
     ]
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ FOLDER/pages gets the Markdown, FOLDER/mkdocs.yml the settings with the navigati
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import json
 import os
@@ -15,11 +16,12 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import formula
 import layers
 import paths
 import picture
@@ -34,10 +36,18 @@ from descend.engine.ranges import declared
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "tools" / "site"
 FRAMEWORKS = ROOT / "docs" / "frameworks"
-LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+FILE_NAME = re.compile(r"[\w/]+\.md")
+TITLE = re.compile(r"^# (.*)$", re.MULTILINE)
 ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
 RULES = re.compile(r"^(=+(?:  +=+)+)\n(.*)\n\1\n((?:.*\n)*?)\1$", re.MULTILINE)
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Warns|Example|Reference|Note|Yields):$", re.MULTILINE)
+TERMS = ("descend.terms", "descend.orthogonal", "descend.engine.slots", "descend.engine.ranges")
+#: How the factory makes what has no name of its own.
+WRAPPERS = {
+    "Lookahead": "The prefix `lookahead_` in front of any name, such as `lookahead_adamw`.",
+    "SAM": "None: `descend.SAM` takes an optimizer, or its class.",
+}
 STORAGES: tuple[Any, ...] = (torch.float32, torch.bfloat16, "int8", "int4")
 RECORD = json.loads((ROOT / "docs" / "capabilities.json").read_text(encoding="utf-8"))
 
@@ -79,7 +89,7 @@ def sections(documented: Any) -> dict[str, str]:
 
 
 def prose(text: str) -> str:
-    """Docstring text as Markdown: literal blocks are fenced, double backticks single, roles code, tables have bars."""
+    """Docstring text as Markdown: formulae are drawn, other literal blocks fenced, roles code, tables have bars."""
     lines = RULES.sub(barred, ROLE.sub(r"`\1`", text)).replace("``", "`").split("\n")
     out: list[str] = []
     while lines:
@@ -91,7 +101,8 @@ def prose(text: str) -> str:
         block: list[str] = []
         while lines and (not lines[0].strip() or lines[0].startswith("    ")):
             block.append(lines.pop(0))
-        out += ["```text", inspect.cleandoc("\n".join(["", *block])), "```", ""]
+        literal = inspect.cleandoc("\n".join(["", *block]))
+        out += [formula.block(literal) if "←" in literal else fenced(literal, "text"), ""]
     return "\n".join(out)
 
 
@@ -134,7 +145,7 @@ def arguments(thing: Any, told: dict[str, str]) -> str:
             continue
         default = "" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
         kind = annotation(parameter)
-        shown = f"`{kind}`" if kind else ""
+        shown = f"`{kind}`" if kind not in ("", "Any") else ""
         if name in known and known[name].range != "any value":
             shown = cell(known[name].meaning)
         lines.append(f"| `{name}` | {shown} | {default} | {cell(prose(told.get(name, '')))} |")
@@ -158,8 +169,9 @@ def methods(kind: type) -> dict[str, Any]:
         if owner.__module__.startswith("descend.optimizers") and owner.__name__ != "Wrapper":
             for name, value in vars(owner).items():
                 function = inspect.unwrap(value.__func__) if isinstance(value, (staticmethod, classmethod)) else value
-                public = not name.startswith("_") and not name.startswith("check")
-                if isinstance(function, FunctionType) and public:
+                public = not name.startswith(("_", "check"))
+                # torch puts the base's step into a class that is constructed.
+                if isinstance(function, FunctionType) and function.__module__ == owner.__module__ and public:
                     found.setdefault(name, function)
     parts = ("slots", "scalars", "gain", "decay", "sums", "direction", "rescale", "move")
     order = {name: i for i, name in enumerate(parts)}
@@ -178,10 +190,17 @@ def helpers(functions: list[Any]) -> Iterator[Any]:
                 yield called
 
 
-def source(kind: type) -> str:
-    """The code of a rule."""
+def source(functions: Iterable[Any]) -> str:
+    """The code of functions."""
+    return "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(each)).rstrip() for each in functions)
+
+
+def code(kind: type) -> str:
+    """The code of a rule, and folded, that of the functions that it calls."""
     rule = list(methods(kind).values())
-    return "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(f)).rstrip() for f in [*rule, *helpers(rule)])
+    called = source(helpers(rule))
+    folded = f'\n\n<details markdown="1">\n<summary>Functions that it calls</summary>\n\n{fenced(called)}\n\n</details>'
+    return fenced(source(rule)) + (folded if called else "")
 
 
 def parent(kind: type) -> type | None:
@@ -192,7 +211,9 @@ def parent(kind: type) -> type | None:
 
 def difference(kind: type, base: type) -> str:
     """What changes from the parent's code to this one's."""
-    lines = difflib.unified_diff(source(base).splitlines(), source(kind).splitlines(), lineterm="", n=2)
+    rules = [list(methods(each).values()) for each in (base, kind)]
+    old, new = (source([*rule, *helpers(rule)]).splitlines() for rule in rules)
+    lines = difflib.unified_diff(old, new, lineterm="", n=2)
     return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
 
 
@@ -230,6 +251,8 @@ def _with_storage(kind: type, params: list[torch.nn.Parameter], stored: Any) -> 
 def names_of(kind: type) -> str:
     """The names in the catalogue, with what they bind and where to look for a learning rate."""
     own = more.infos(kind)
+    if not own:
+        return WRAPPERS[kind.__name__]
     lines = ["| name | binds | suggested lr | who says so |", "|---|---|---|---|"]
     for info in own:
         bound = ", ".join(f"`{k}={v!r}`" for k, v in (info.defaults or {}).items())
@@ -237,9 +260,7 @@ def names_of(kind: type) -> str:
         lines.append(f"| `{info.name}` | {cell(bound)} | {lr} | {cell(info.lr_source)} |")
     papers = {i.paper: None for i in own if i.paper}
     listed = "\n".join(f"- {p.authors}, [{p.title}]({p.link}), {p.year}" for p in papers)
-    return (
-        "\n".join(lines) + f"\n\n## Publications of these names\n\n{listed}\n" if own else "No name of the catalogue."
-    )
+    return "\n".join(lines) + f"\n\n## Publications of these names\n\n{listed}\n"
 
 
 def optimizer_page(name: str, kind: type) -> str:
@@ -252,24 +273,26 @@ def optimizer_page(name: str, kind: type) -> str:
     text = [
         f"# {name}\n",
         prose(doc[""]),
-        agree,
-        f"\n![Paths of {name}, SGD and Adam on two surfaces](paths/{SLUGS[name]}.svg){{.paths}}\n",
-        "Each learning rate is the best of a grid from 1e-4 to 10 by the loss at the end; other options are the "
-        f"defaults, without weight decay. {paths.STEPS} steps. Two parameters say how a rule moves, not how well it "
-        "trains a network.\n",
-        "## The rule in code\n",
-        fenced(source(kind)),
+        "\n## The rule in code\n",
+        code(kind),
     ]
     if base and (changed := difference(kind, base)):
         link = f"[{base.__name__}]({SLUGS[base.__name__]}.md)"
         text += [f"\n## Difference to {base.__name__}\n", f"From {link} to {name}:\n", fenced(changed, "diff")]
     text += [
-        "\n## Arguments\n",
+        "\n## Path\n",
+        f"![Paths of {name}, SGD and Adam on two surfaces](paths/{SLUGS[name]}.svg){{.paths}}\n",
+        "Each learning rate is the best of a grid from 1e-4 to 10 by the loss at the end; other options are the "
+        f"defaults, without weight decay. {paths.STEPS} steps. Two parameters say how a rule moves, not how well it "
+        "trains a network.\n",
+        "## Arguments\n",
         arguments(kind, entries(doc.get("Args", ""))),
         "\nThe [common options](../common-options.md) are on every optimizer that is not a wrapper.\n",
         "## Evidence\n",
+        *([agree, ""] if agree else []),
         more.evidence(kind),
-        *(["\n## Race\n", more.race(raced, SLUGS[name])] if (raced := more.raced(kind)) else []),
+        "\n## Race\n",
+        more.race(raced, SLUGS[name]) if (raced := more.raced(kind)) else "The recorded race has no wrappers.\n",
         "\n## Cost\n",
         more.costs(kind),
         "\n## Bytes of state\n",
@@ -299,7 +322,11 @@ def gallery() -> str:
 
 def reference() -> str:
     """Everything public that is not an optimizer class."""
-    parts = ["# Reference\n", "Optimizer classes have [pages of their own](optimizers/index.md).\n"]
+    parts = [
+        "# Reference\n",
+        "Optimizer classes have [pages of their own](optimizers/index.md), and so do [common options](common-options.md) "
+        "and [what rules are written in](terms.md).\n",
+    ]
     for name in descend.__all__:
         thing = getattr(descend, name)
         if _is_rule(thing) or not callable(thing):
@@ -312,10 +339,29 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def terms() -> str:
+    """What rules are written in: everything public of these modules."""
+    parts = ["# What rules are written in\n", "[Your own optimizer](own_optimizer.md) shows how.\n"]
+    for name in TERMS:
+        module = importlib.import_module(name)
+        parts.append(f"## {name}\n\n{prose(inspect.getdoc(module) or '')}\n")
+        for own, value in vars(module).items():
+            here = getattr(value, "__module__", "") == name and not own.startswith("_")
+            if here and (inspect.isfunction(value) or isinstance(value, type)):
+                parts.append(f"### {own}\n\n{described(value)}")
+    return "\n".join(parts)
+
+
+def signature(function: Any) -> str:
+    """The signature as it is written."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+
+
 def described(thing: Any) -> str:
     """Signature and docstring."""
     doc = sections(thing)
-    text = [prose(doc.pop("")), ""]
+    call = f"{thing.__name__}{signature(thing)}" if inspect.isfunction(thing) else ""
+    text = [*([fenced(call), ""] if call else []), prose(doc.pop("")), ""]
     if told := entries(doc.pop("Args", "") or doc.pop("Attributes", "")):
         text += [arguments(thing, told), ""]
     for title, body in doc.items():
@@ -394,8 +440,10 @@ class Pages:
         here = self.place(path)
 
         def rewritten(match: re.Match[str]) -> str:
-            target = (path.parent / match[1]).resolve()
-            return f"]({os.path.relpath(self.place(target), Path(here).parent)}{match[2] or ''})"
+            target = (path.parent / match[2]).resolve()
+            named = FILE_NAME.fullmatch(match[1]) and TITLE.search(target.read_text(encoding="utf-8"))
+            text = named[1] if named else match[1]
+            return f"[{text}]({os.path.relpath(self.place(target), Path(here).parent)}{match[3] or ''})"
 
         self.write(here, LINK.sub(rewritten, text or path.read_text(encoding="utf-8")))
 
@@ -428,19 +476,17 @@ def navigation() -> list[Any]:
         if name in docs
     ]
     coming = [docs.pop(name) for name in [*docs] if name.startswith("from_")]
-    first = [docs.pop("choosing")]
-    rest = [docs.pop("capabilities")]
     recipes = sorted(p for p in FRAMEWORKS.glob("*.md") if p.stem != "README")
     own = [{name: f"optimizers/{slug}.md"} for name, slug in SLUGS.items()]
     found: list[Any] = [
         {"Home": "index.md"},
-        {"Choose": first},
+        {"Choose": docs.pop("choosing")},
         {"Optimizers": ["optimizers/index.md", *own]},
-        {"Capabilities": rest},
+        {"Capabilities": docs.pop("capabilities")},
         {"Guides": guides},
         {"Coming from": coming},
         {"Frameworks": ["frameworks/index.md", *(f"frameworks/{p.name}" for p in recipes)]},
-        {"Reference": ["reference.md", "common-options.md"]},
+        {"Reference": ["reference.md", "common-options.md", "terms.md"]},
         {"More": [*docs.values(), "changelog.md", "contributing.md"]},
     ]
     return [entry for entry in found if all(entry.values())]
@@ -468,8 +514,10 @@ def main(folder: Path, drawn: Callable[[type, str, Path], None] = paths.draw) ->
     pages.write("optimizers/index.md", gallery())
     pages.write("reference.md", reference())
     pages.write("common-options.md", common_options())
+    pages.write("terms.md", terms())
     pages.sources()
     shutil.copytree(STYLE, pages.folder / "assets", ignore=shutil.ignore_patterns("*.yml"))
+    formula.font(pages.folder / "assets" / "formula.woff")
     settings = {
         "INHERIT": os.path.relpath(STYLE / "mkdocs.yml", folder),
         "docs_dir": "pages",

@@ -1,13 +1,16 @@
 """Record the curves of a race, and draw them as an SVG, each line with its optimizer's name at the end.
 
-Usage: python tools/picture.py runs/digits-conv
+Usage: python tools/picture.py FOLDER
+       python tools/picture.py names
 
-writes docs/race.json, from which the pages of the site draw theirs, and docs/race.svg, the README's picture.
+writes docs/race.json, from which the pages of the site draw theirs, and docs/race.svg, the README's picture, from a race
+in the folder; or says who races, the README's first. `make docs/race.json` does both.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -18,6 +21,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from descend.lab import store
+from descend.lab.names import plain_names
+from descend.lab.running import FAVOURITES
 from descend.lab.tasks import tasks
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -51,16 +56,18 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 def draw(race: dict[str, Any], target: Path, names: tuple[str, ...] = ()) -> None:
-    """Draw a recorded race; with names, these are coloured and the others grey."""
+    """Draw the README's optimizers of a recorded race, or those with these names in front of all others in grey."""
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     ends = []
-    for colour, (name, run) in zip(COLOURS, race["optimizers"].items(), strict=False):
-        shown = colour if not names else COLOURS[names.index(name)] if name in names else INK
-        faint = bool(names) and name not in names
-        axes.plot(run["steps"], run["curve"], color=shown, linewidth=0.7 if faint else 1.6, alpha=0.6 if faint else 1.0)
-        ends.append((run["curve"][-1], f"{run['curve'][-1]:.3g}  {name}", shown))
+    runs = race["optimizers"]
+    for run in runs.values() if names else ():
+        axes.plot(run["steps"], run["curve"], color=INK, linewidth=0.5, alpha=0.4)
+    for colour, name in zip(COLOURS, names or FAVOURITES, strict=False):
+        steps, curve = runs[name]["steps"], runs[name]["curve"]
+        axes.plot(steps, curve, color=colour, linewidth=1.6)
+        ends.append((curve[-1], f"{curve[-1]:.3g}  {name}", colour))
     axes.set_yscale("log")
     for place, (_, label, colour) in enumerate(sorted(ends, reverse=True)):
         axes.annotate(label, (1.01, 0.95 - 0.09 * place), xycoords="axes fraction", color=colour, fontsize=9)
@@ -77,6 +84,10 @@ def draw(race: dict[str, Any], target: Path, names: tuple[str, ...] = ()) -> Non
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
+    if sys.argv[1] == "names":
+        print(",".join(dict.fromkeys((*FAVOURITES[: len(COLOURS)], *plain_names()))))
+        sys.exit()
     found = recorded(Path(sys.argv[1]))
-    (DOCS / "race.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = re.sub(r"\[[^\[\]]*\]", lambda numbers: " ".join(numbers[0].split()), json.dumps(found, indent=1))
+    (DOCS / "race.json").write_text(text + "\n", encoding="utf-8")
     draw(found, DOCS / "race.svg")

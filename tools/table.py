@@ -95,16 +95,17 @@ def readme(record: dict[str, Any]) -> str:
 def page(record: dict[str, Any]) -> str:
     """The whole of docs/capabilities.md."""
     meanings = "\n".join(f"- **{column['title']}**: {column['shows']}." for column in record["columns"])
-    counts = table(record, "../", lambda mark, tests: str(tests) if mark == "✓" else f"{mark} {tests}")
+    counts = table(record, "../", lambda mark, tests: str(tests) if mark == "✓" else f"{mark} ({tests})")
     return f"""# Capabilities
 
-Generated, do not edit. Every number is the number of tests that passed for that optimizer and capability; a dash is a
-capability that the optimizer does not have, and its number leads to the reason below the table. Made by
-{source(record)}.
+What each optimizer can do. A number is how many tests show it, in brackets where the cell names what; a dash is a
+capability that the optimizer does not have, and its number leads to the reason below the table.
 
 {meanings}
 
 {counts}
+
+Made by {source(record)}.
 """
 
 

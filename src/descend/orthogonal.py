@@ -119,18 +119,46 @@ def orthogonalize(
     Returns:
         Tensors of x's shape.
     """
-    sequence = coefficient_sequence(coefficients, steps)
-    tensors: tuple[Tensor, ...] = x.tensors if isinstance(x, TensorList) else (x,)
+    how = coefficient_sequence(coefficients, steps), _Damping(eps, safety_factor, scale_eps), dtype, widen
+    if isinstance(x, TensorList):
+        return TensorList(_factors(x.tensors, *how))
+    factor: Tensor = _Factor.apply(x, how)  # type: ignore[no-untyped-call]
+    return factor
+
+
+class _Factor(torch.autograd.Function):
+    """The polar factor of one matrix, or under ``torch.vmap`` those of all of them at once."""
+
+    @staticmethod
+    def forward(x: Tensor, how: tuple[Any, ...]) -> Tensor:
+        return _factors((x,), *how)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """There is no backward pass."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], x: Tensor, how: tuple[Any, ...]) -> tuple[Tensor, int]:
+        return _factors((x.movedim(in_dims[0], 0),), *how)[0], 0
+
+
+def _factors(
+    tensors: Sequence[Tensor],
+    sequence: Sequence[Triple],
+    damping: _Damping,
+    dtype: torch.dtype | None,
+    widen: bool,
+) -> list[Tensor]:
+    """The polar factors of matrices, or of batches of them, of one shape."""
     squares: dict[torch.Size, _Squares] = {}
     results: list[Tensor] = []
-    damping = _Damping(eps, safety_factor, scale_eps)
     for stack in _stacks(tensors, _working_dtype(tensors[0], dtype)):
         shape: tuple[int, ...] = stack.shape
         # One matrix alone is multiplied faster than a batch of one.
         flat = shape[-2:] if math.prod(shape[:-2]) == 1 else (-1, *shape[-2:])
         polar = _polar(stack.reshape(flat), squares, sequence, damping).reshape(shape)
         results += (polar.to(tensors[0].dtype) if widen else polar).unbind()
-    return TensorList(results) if isinstance(x, TensorList) else results[0]
+    return results
 
 
 class _Damping(NamedTuple):

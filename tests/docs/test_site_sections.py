@@ -55,7 +55,8 @@ def test_names_elsewhere_are_of_public_classes() -> None:
 
 def test_the_race_of_a_page_is_the_recorded_one(tmp_path: Path) -> None:
     assert sections.raced(descend.Lion) == ("lion",)
-    assert sections.raced(descend.Kron) == ()
+    assert sections.raced(descend.Kron) == ("kron",)
+    assert sections.raced(descend.SAM) == ()
     picture.draw(sections.RACE, tmp_path / "lion.svg", ("lion",))
     assert f"{sections.RACE['optimizers']['lion']['curve'][-1]:.3g}  lion" in (tmp_path / "lion.svg").read_text()
 

@@ -32,7 +32,7 @@ def skip_unless_short(optimizer: torch.optim.Optimizer, bits: str) -> None:
     if not blocked(optimizer):
         pytest.skip("no state of the parameter's shape that is an average")
     if bits == "int4" and not of_four_bits(optimizer):
-        pytest.skip("state that does not bear 4 bits has 8")
+        pytest.skip("state that is too sensitive for 4 bits has 8")
 
 
 def run(row: Row, dtype: torch.dtype = torch.float32, steps: int = 4, shapes: Any = SHAPES, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,13 +15,13 @@ import virtual
 from torch import Tensor
 
 import descend
-from descend.engine.executors import kernels
+from descend.engine.executors import kernels, tiled, tiles
 
 
 def stand_in(signature: kernels.Signature, stage: int) -> Any:
     """A kernel's text, run on the host; it counts as the launches that a test of the generated code finds."""
     function = kernels._Text(signature, stage)
-    spec = kernels._example(replace(signature, device=torch.device("cpu")), stage)
+    spec = kernels.example(replace(signature, device=torch.device("cpu")), stage)
     count = budget.launches_of_pass(signature, stage == len(signature.rounds))
 
     def code(arguments: list[Tensor]) -> Sequence[Tensor]:
@@ -40,16 +41,71 @@ def _traffic(spec: Any, arguments: Sequence[Tensor], is_last: bool) -> int:
     return virtual.bytes_of(list(arguments)) + virtual.bytes_of((params, state)) * is_last
 
 
+def stand_in_launch(function: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """A launch of a written kernel, or of one that no rule changes: what it does, done on the host."""
+    account = virtual.current().account
+    account.note("launches", "kernel")
+    with account.closed():
+        given = [virtual.to_host(x) for x in arguments]
+        if isinstance(function, tiles.Written):
+            account.traffic += _moved(function, *given)
+        elif function == "total":
+            partials, firsts, totals = given
+            for job, (first, last) in enumerate(zip(firsts.tolist(), firsts.tolist()[1:], strict=False)):
+                totals[job] = partials[first:last].sum(0)
+        elif function == "place":
+            out, start, count, *numbers = given
+            out[start : start + count] = torch.tensor(numbers[:count], device="cpu")
+
+
+def _moved(kernel: tiles.Written, held: Tensor, addresses: Tensor, rows: Tensor, table: Tensor, *rest: Any) -> int:
+    """Run the text on each parameter, whose memory the tables name; the bytes that the kernel reads and writes."""
+    jobs, _, sizes, *others, count = rest
+    partials = others.pop() if kernel.sums else None
+    known = others[: -1 if kernel.singles else None]
+    signature = replace(kernel.signature, device=torch.device("cpu"))
+    stage = next(i for i in range(len(signature.rounds) + 1) if kernel.name.endswith(f"_{i}"))
+    example = kernels.example(signature, stage)
+    models, parameter_count = [*kernels.leaves(example[:3])], len([*kernels.leaves(example[:2])])
+    traffic = 0
+    for job in range(count):
+        where = [*held[:, job].tolist(), *addresses.view(-1, count)[:, job].tolist()]
+        tensors = [_at(a, model, int(sizes[job])) for a, model in zip(where, models, strict=True)]
+        mine = [
+            x if x.dim() == 1 and scope == "global" else x[job : job + 1]
+            for (scope, _), x in zip(signature.rounds, known)
+        ]
+        made = kernels.text(signature, stage, example)(*tensors, table[rows[job]][None], *mine)
+        traffic += virtual.bytes_of(tensors) + virtual.bytes_of(tensors[:parameter_count]) * (not kernel.sums)
+        if partials is not None:
+            partials[jobs == job] = 0
+            partials[(jobs == job).nonzero()[0]] = made[0][0]
+    return traffic
+
+
+def _at(address: int, model: Tensor, rows: int) -> Tensor:
+    """The memory of one argument as a tensor, shaped as the text's example is."""
+    shape = model.shape if tuple(model.shape) == (1,) else (rows, *model.shape[1:])
+    size = sum((n - 1) * step for n, step in zip(shape, model.stride(), strict=True)) + 1
+    memory = (ctypes.c_byte * (size * model.element_size())).from_address(address)
+    return torch.frombuffer(memory, dtype=model.dtype).as_strided(shape, model.stride())
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """A time in which kernels are stood in for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_compiled", stand_in)
         patch.setattr(kernels, "BUNDLE", budget.BUNDLE)
+        patch.setattr(tiled, "function", lambda kernel: kernel)
+        patch.setattr(tiled, "launch", stand_in_launch)
+        patch.setattr(tiled, "_fixed", str)
         patch.setattr("descend.engine.executors.fused._missing_compiler", lambda device: None)
         kernels.kernel.cache_clear()
+        tiled._compiled.cache_clear()
         yield
     kernels.kernel.cache_clear()
+    tiled._compiled.cache_clear()
 
 
 def train(row: budget.Row, gpu: virtual.VirtualGpu | None, steps: int = 3) -> list[Tensor]:

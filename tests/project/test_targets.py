@@ -35,9 +35,9 @@ def test_numbers_stand_beside_what_was_asked() -> None:
     assert found["import descend after import torch"].passed is False
 
 
-def test_the_page_of_the_project_has_the_targets_first() -> None:
-    text = markdown(fake(), [targets.table(fake())], "Performance")
-    assert text.startswith("# Performance\n")
-    assert text.index("| elementwise rules, ViT-S/16") < text.index("## Step time")
+def test_the_page_of_the_project_has_comparisons_first_and_targets_last() -> None:
+    text = targets.page(fake())
+    assert text.startswith("# Performance\n\n- Fused against timm, thirteen optimizers of both: ")
+    assert text.index("## Step time") < text.index("| elementwise rules, ViT-S/16")
     assert "miss" in text
     assert "miss" not in markdown(fake())

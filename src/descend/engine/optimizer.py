@@ -157,7 +157,7 @@ class Optimizer(Unwrappable, Rule):
         return made
 
     def bound_of(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options of a group that nobody gave, since they came with a name."""
+        """The options of a group that came with a name of the catalogue, not from the caller."""
         return self._bound or {}
 
     def _check_effects(self) -> None:

@@ -27,7 +27,8 @@ class Common(TypedDict, total=False):
 
     Attributes:
         foreach: run as multi-tensor operations. None: torch's own default for the device, and on the CPU for small tensors.
-        fused: run as one compiled pass over memory. None: off, torch's own default.
+        fused: run as one compiled pass over memory. None: on CUDA where one kernel of Triton serves all parameters and
+            ``foreach`` is None; else off.
         capturable: keep the step counter on the parameter's device and never synchronise with the host.
         maximize: ascend instead of descending.
         caution: keep only the components of the step whose sign agrees with the gradient's, scaled up by the share
@@ -50,7 +51,7 @@ class Common(TypedDict, total=False):
         state_dtype: what state is stored in: a floating-point dtype or its name ("bfloat16"), or "int8" for averages of the parameter's shape, in
             blocks of up to 256 elements with a scale each; what has one dimension, and points in parameter space, stay
             float32. "int4": half of that again, rounded so that the mean over the steps is right; state that
-            does not bear it, and blocks of odd length, stay "int8". A mapping from names of the state to these chooses for each.
+            is too sensitive for that, and blocks of odd length, stay "int8". A mapping from names of the state to these chooses for each.
             None: float32 for half-precision parameters, the parameter's dtype for others.
         master: how half-precision parameters keep what their dtype cannot hold: "kahan", the default, the rounding
             error in the same dtype; "split", the bits that bfloat16 lacks of float32; "stochastic", rounding at random

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
@@ -173,7 +174,11 @@ class Numbers(TensorList):
         return Numbers(on_numbers(self.stacked, self._alike(other)))
 
     def _alike(self, other: Any) -> Any:
-        return self.stacked.new_tensor(other) if isinstance(other, tuple) else _stacked(other)
+        if not isinstance(other, tuple):
+            return _stacked(other)
+        if self.stacked.device.type != "cuda":
+            return self.stacked.new_tensor(other)
+        return _on_device(other, self.stacked.dtype, self.stacked.device, type(self.stacked))
 
     def __add__(self, other: Any) -> TensorList:
         return self._with(operator.add, TensorList.__add__, other)
@@ -235,3 +240,9 @@ def _operand(other: Any) -> Any:
 
 def _stacked(other: Any) -> Any:
     return other.stacked if isinstance(other, Numbers) else other
+
+
+@functools.lru_cache(maxsize=256)
+def _on_device(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device, kind: type) -> Tensor:
+    """Numbers that mostly are the same at every step, such as lengths; `kind` keeps fake tensors apart."""
+    return torch.tensor(numbers, dtype=dtype, device="cpu").pin_memory().to(device, non_blocking=True)

@@ -120,6 +120,19 @@ def compiled(
     return found[0]
 
 
+def traced(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Any:
+    """What a function of tensors does, as a graph that changes nothing until its end. torch 2.6 - 2.15.
+
+    Sizes are symbols but for those of 0 and 1, and equal ones are one symbol.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    pure = torch.func.functionalize(function, remove="mutations_and_views")
+    with torch.no_grad(), torch.device("cpu"), _disable_current_modes():
+        return make_fx(pure, tracing_mode="symbolic")(*arguments)
+
+
 def piece_of(x: Any) -> Tensor:
     """The piece of a DTensor that is here, always the same object; ``to_local`` makes another view. torch 2.6 - 2.15."""
     piece: Any = x._local_tensor

@@ -22,11 +22,12 @@ class Adopt(Optimizer):
 
     ::
 
-        t = 1:  v ← g²
-        t > 1:  u = clamp(g/max(√v, eps), ±(t−1)^clip_exp)
-                m ← β₁m + (1−β₁)u
-                p ← p − lr·m
-                v ← β₂v + (1−β₂)g²
+        u = clamp(g/max(√v, eps), ±(t−1)^clip_exp)
+        m ← β₁m + (1−β₁)u
+        p ← p − lr·m
+        v ← β₂v + (1−β₂)g²
+
+    The first step sets v to g² and does nothing else.
 
     Args:
         params: parameters or groups of parameters.

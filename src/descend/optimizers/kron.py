@@ -35,7 +35,7 @@ class Kron(Preconditioned):
 
         M ← momentum·M + (1−momentum)·G,   M̂ = M/(1 − momentumᵗ)
         A = Q_L·M̂·Q_Rᵀ,   B = Q_L⁻ᵀ·V·Q_R⁻¹ with normal random numbers V
-        Q_L ← Q_L − precond_lr·triu(AAᵀ − BBᵀ)·Q_L/‖AAᵀ + BBᵀ‖,   Q_R likewise with AᵀA − BᵀB
+        Q_L ← Q_L − precond_lr·triu(A·Aᵀ − B·Bᵀ)·Q_L/‖A·Aᵀ + B·Bᵀ‖,   Q_R likewise with AᵀA − BᵀB
         U = Q_LᵀQ_L·M̂·Q_RᵀQ_R,  its root mean square brought down to 1.1
         W ← W − lr·(U + weight_decay·W)
 

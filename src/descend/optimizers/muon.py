@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ _LR_RULES = {
 
 class _Orthogonal(MatrixRule):
     """What Muon and NorMuon share: momentum, its polar factor, and the lr that follows the shape."""
+
+    stacks: ClassVar[bool] = True
 
     @staticmethod
     def check(h: Any) -> None:

@@ -25,7 +25,7 @@ class SAM(Wrapper):
 
     ::
 
-        e = rho·T²g/‖Tg‖           T = |p| with adaptive, else 1; one norm over all parameters
+        e = rho·T²g/‖T·g‖          T = |p| with adaptive, else 1; one norm over all parameters
         g' = the gradient at p + e
         p ← the base optimizer's step from p with g'
 

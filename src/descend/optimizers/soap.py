@@ -166,7 +166,7 @@ class KLSOAP(SOAP):
 
     ::
 
-        L ← βL + (1−β)·G·R⁻¹·Gᵀ/n,   R ← βR + (1−β)·Gᵀ·L⁻¹·G/m        for an m×n matrix; the rest as in SOAP
+        L ← βL + (1−β)/n·G·R⁻¹·Gᵀ,   R ← βR + (1−β)/m·Gᵀ·L⁻¹·G        for an m×n matrix; the rest as in SOAP
 
     with R⁻¹ = Q_R·diag(1/(λ_R + eps))·Q_Rᵀ and λ_R the average, under β, of what is added to R, seen in Q_R's
     coordinates; likewise L⁻¹. Eigenvalues start at 0.1; the first step takes both inverses as I. Of all Kronecker

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from descend.engine.context import AnsweredReducer, Known, NeedSums, State
 from descend.engine.executors import loop
@@ -20,6 +21,8 @@ from descend.engine.update import apply_update
 
 # What a batch's parameters may weigh; temporaries are a few times that, and never grow with the model.
 BATCH_BYTES = 32 << 20
+# The same of parameters of one shape that move as one stack; on a GPU small stacks leave most of it idle.
+STACK_BYTES = 128 << 20
 # Elements of a tensor whose calls cost more than its numbers.
 FEW = 1 << 12
 
@@ -68,6 +71,7 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
             job.storage,
             job.is_plain,
             _is_small(job),
+            is_stacked(job) and tuple(job.local_param.shape),
         )
         kinds.setdefault(key, []).append(job)
     for kind in kinds.values():
@@ -76,12 +80,26 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         for job in kind:
             copies = 2 if _is_small(job) else 1
             size = job.local_param.numel() * job.local_param.element_size() * copies
-            if batch and weight + size > BATCH_BYTES:
+            if batch and weight + size > (STACK_BYTES if is_stacked(job) else BATCH_BYTES):
                 yield batch
                 batch, weight = [], 0
             batch.append(job)
             weight += size
         yield batch
+
+
+def is_stacked(job: Job) -> bool:
+    """Whether parameters of one shape move as one stack: lines that need shapes, where each call costs a launch."""
+    needs = profile(job.rule, job)
+    return (
+        needs.shaped
+        and not needs.overall
+        and (job.rule.stacks or job.rule.reach != "matrix")
+        and job.device.type == "cuda"
+        and job.layout is None
+        and not job.storage.random
+        and job.local_param.is_contiguous()
+    )
 
 
 def _is_small(job: Job) -> bool:
@@ -97,6 +115,11 @@ def _move(batch: Sequence[Job], totals: Totals) -> None:
 
 def _advance(batch: Sequence[Job], totals: Totals) -> None:
     rule, first, k = batch[0].rule, batch[0], _known(batch, totals)
+    if is_stacked(first):
+        joined = _Joined(batch, *_gather(batch))
+        _advance_stacked(rule, joined, first, k)
+        _put(joined.updated(), k)
+        return
     if first.is_plain and not k.skips and first.grad.dtype is first.compute_dtype and _lie_alike(batch):
         params, grads = [job.local_param for job in batch], [job.grad for job in batch]
         slots = {name: [job.local_state[name] for job in batch] for name in first.slots}
@@ -115,7 +138,7 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
     }
     if (converts or k.skips) and not first.storage.random and all(x.is_contiguous() for x in params):
         joined = _Joined(batch, params, grads, stored)
-        _advance_lists(rule, joined.p, joined.g, joined.state, k)
+        _advance_lists(rule, *joined.listed(), k)
         updated = joined.updated()
     else:
         compute_dtype = first.compute_dtype
@@ -132,6 +155,11 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
             )
             if t is not value
         ]
+    _put(updated, k)
+
+
+def _put(updated: Iterable[tuple[Sequence[Tensor], Tensor, Tensor]], k: Known) -> None:
+    """Write what is stored back, unless a GradScaler skips the step."""
     for tensors, before, value in updated:
         value = value.to(before.dtype).reshape(-1)
         if k.skips:
@@ -139,12 +167,40 @@ def _advance(batch: Sequence[Job], totals: Totals) -> None:
         torch._foreach_copy_(list(tensors), _parts(value, tensors))
 
 
-class _Joined:
-    """A batch whose tensors lie end to end, a row a block, so that storage converts all of them at once.
+def _advance_stacked(rule: type[Rule], joined: _Joined, first: Job, k: Known) -> None:
+    """The text on parameters of one shape as on one of them; ``torch.vmap`` makes each operation one of the stack."""
+    seen = first.view.shape
+    k.measure(tuple(seen))
+    params, grads, state = joined.stacked(seen)
 
-    Attributes:
-        p, g, state: the values, as lists of parts in the tensors' shapes.
-    """
+    def one(p: Tensor, g: Tensor, s: dict[str, Tensor]) -> Tensor:
+        apply_update(rule, p, g, State.of(s), k)
+        return p
+
+    with _OutOfPlace():
+        torch.vmap(one)(params, grads, state)
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """Operations in place that ``torch.vmap`` would carry out tensor by tensor become ones that it batches, and a copy."""
+
+    batched: ClassVar[Mapping[Any, Callable[..., Tensor]]] = {
+        Tensor.lerp_: torch.lerp,
+        Tensor.addcmul_: torch.addcmul,
+        Tensor.addcdiv_: torch.addcdiv,
+    }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        batched = self.batched.get(func)
+        if batched is None:
+            return func(*args, **(kwargs or {}))
+        return args[0].copy_(batched(*args, **(kwargs or {})))
+
+
+class _Joined:
+    """A batch whose tensors lie end to end, a row a block, so that storage converts all of them at once."""
 
     def __init__(
         self,
@@ -169,10 +225,20 @@ class _Joined:
             for name in first.slots
             if name not in self._values
         }
-        self.p = _parts(self._value, params)
-        self.g = _parts(self._join(grads).to(first.compute_dtype), params)
-        parts = {name: _parts(value, params) for name, value in self._values.items()}
-        self.state = State({name: TensorList(tensors) for name, tensors in {**parts, **self._short}.items()})
+        self._grad = self._join(grads).to(first.compute_dtype)
+
+    def listed(self) -> tuple[list[Tensor], list[Tensor], State]:
+        """Parameters, gradients and state as lists of parts in the tensors' shapes."""
+        parts = {name: _parts(value, self._params) for name, value in self._values.items()}
+        state = State({name: TensorList(tensors) for name, tensors in {**parts, **self._short}.items()})
+        return _parts(self._value, self._params), _parts(self._grad, self._params), state
+
+    def stacked(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The same as one tensor each of tensors that have one shape."""
+        values = {name: value.view(-1, *shape) for name, value in self._values.items()}
+        short = {name: torch.stack(tensors) for name, tensors in self._short.items()}
+        self._short = {name: list(tensors.unbind()) for name, tensors in short.items()}
+        return self._value.view(-1, *shape), self._grad.view(-1, *shape), {**values, **short}
 
     def _join(self, tensors: Sequence[Tensor]) -> Tensor:
         flat = _joined(tensors)

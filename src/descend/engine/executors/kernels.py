@@ -43,7 +43,7 @@ class Signature:
 
     Attributes:
         bundle: parameters a call: one where the text needs their shapes, but on GPUs.
-        aligned: whether lengths are multiples of what a GPU loads at once.
+        aligned: whether lengths, or those of rows, are multiples of what a GPU loads at once.
         in_pieces: whether others have the rest of the parameters; the table then tells what the pieces belong to.
     """
 
@@ -96,7 +96,8 @@ def signature_of(rule: type[Rule], job: Job) -> Signature:
     if needs.shaped:  # on a host a loop of calls costs less than what larger texts take to compile
         usual = BUNDLE if on_gpu and not job.crosses else 1
     bundle = usual // 2 if job.storage.lanes > 1 else usual
-    aligned = on_gpu and not needs.shaped and not job.storage.length and value.numel() % _VECTOR == 0
+    length = value.numel() if job.storage.length is None else job.storage.length // job.storage.lanes
+    aligned = on_gpu and not needs.shaped and length % _VECTOR == 0
     text = flags(job), scalars(job), slots
     rounds = needs.rounds, needs.small
     return Signature(
@@ -275,24 +276,30 @@ def kernel(signature: Signature, stage: int) -> Compiled:
 
 
 def _compiled(signature: Signature, stage: int) -> Compiled:
-    text, arguments = _Text(signature, stage), _example(signature, stage)
+    arguments = example(signature, stage)
+    code = compiled(text(signature, stage, arguments), list(leaves(arguments)), to_sums=stage < len(signature.rounds))
+    code(list(leaves(arguments)))
+    return code
+
+
+def text(signature: Signature, stage: int, arguments: tuple[Any, ...]) -> Callable[..., tuple[Tensor, ...]]:
+    """The function of a pass, which takes the leaves of its arguments one by one."""
+    function = _Text(signature, stage)
 
     def on_leaves(*tensors: Tensor) -> Any:
         tree = _regrown(arguments, iter(tensors))
         for p in leaves(tree[0]):
             _settle(signature, p)
-        return text(*tree)
+        return function(*tree)
 
-    code = compiled(on_leaves, list(leaves(arguments)), to_sums=stage < len(signature.rounds))
-    code(list(leaves(arguments)))
-    return code
+    return on_leaves
 
 
 def _settle(signature: Signature, p: Tensor) -> None:
     """Tell the compiler what always holds: the length of blocks, and of what lengths are multiples."""
     if signature.storage.length and not signature.shaped:
         int(p.size(1)), int(p.stride(0))
-    if signature.aligned:
+    if signature.aligned and not signature.storage.length:
         torch._check(p.size(0) % _VECTOR == 0)  # type: ignore[no-untyped-call]
 
 
@@ -321,7 +328,7 @@ def _regrown(tree: Any, tensors: Iterator[Tensor]) -> Any:
     return next(tensors) if isinstance(tree, Tensor) else [_regrown(branch, tensors) for branch in tree]
 
 
-def _example(signature: Signature, stage: int) -> tuple[Any, ...]:
+def example(signature: Signature, stage: int) -> tuple[Any, ...]:
     """Inputs whose sizes all differ, with the sums that the stages before give."""
     shapes: list[tuple[int, ...]]
     if signature.order is None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from descend.lab.bench.recording import Recording
 from descend.lab.bench.tables import METHOD, answers, tables
-from descend.lab.table import Table, escape
+from descend.lab.table import escape
 from descend.lab.table import markdown as grid
 
 
-def markdown(recording: Recording, first: Sequence[Table] = (), title: str = "What a step costs") -> str:
-    """The whole document; `first` stands before the tables of the recording."""
+def markdown(recording: Recording) -> str:
+    """The whole document."""
     parts = [
-        f"# {title}",
+        "# What a step costs",
         "\n".join(f"- {escape(answer)}" for answer in answers(recording)),
-        *(table.markdown() for table in (*first, *tables(recording))),
+        *(table.markdown() for table in tables(recording)),
         "## How it was measured",
         "\n".join(f"- {line}" for line in METHOD),
         "Absolute times hold for the machine below; ratios are what to look at.",

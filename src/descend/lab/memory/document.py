@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 
 from descend.lab.memory.measure import MASTERS, STORAGES, Findings, Losses
 from descend.lab.table import Table, plural
@@ -57,15 +56,15 @@ def _losses(found: Findings) -> list[Table]:
     if made:
         made[-1].notes.append(
             "The same batches and initial weights for all; learning rates were found with float32 state; warm-up and "
-            "cosine, weight decay 1e-3. After ± stands the standard error of the seeds' differences. State that does not "
-            "bear 4 bits has 8 there."
+            "cosine, weight decay 1e-3. After ± stands the standard error of the seeds' differences. State that is "
+            "too sensitive for 4 bits has 8 there."
         )
     return made
 
 
-def markdown(found: Findings, first: Sequence[Table] = ()) -> str:
-    """A document; `first` stands before the findings."""
-    made = [table.markdown() for table in (*first, *tables(found))]
+def markdown(found: Findings) -> str:
+    """A document."""
+    made = [table.markdown() for table in tables(found)]
     machine = [[key, value] for key, value in found.environment.items()]
     where = ["## On what machine", grid(["", ""], machine, right=False)] if machine else []
     return "\n\n".join(["# Memory", *made, *where]) + "\n"
