@@ -54,7 +54,7 @@ ORDERS = (
 CANNOT = (
     "Whether differences of 1 to 4 % between Muon's variants, with and without momentum among them, hold with another "
     "search or another length: that was not tried.",
-    "What five or six trials find. The first five vary the learning rate alone, on a grid whose neighbours are a factor of "
+    "What a longer search finds. The first five trials vary the learning rate alone, on a grid whose neighbours are a factor of "
     "five or more apart; only those that follow move weight decay, beta and the decay's share.",
     "Lion and Signum recover at large batches; no task here has one.",
     "Leads of matrix methods over AdamW shrink from 1.4 times at 0.1 billion parameters to 1.1 times at 1.2 billion "

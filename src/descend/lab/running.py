@@ -181,7 +181,9 @@ def started(order: Order) -> tuple[Race, Task, Path]:
     check_device(given.get("device", "cpu"))
     folder = order.out or fresh(Path("runs") / task.name)
     if (folder / store.FILE).exists():
-        raise ValueError(f"{folder} holds a race already: add --resume to go on with it, or choose another --out")
+        raise ValueError(
+            f"{folder} holds a race already: go on with it (descend race --resume), or choose another --out"
+        )
     steps = given.get("steps", task.steps)
     threads = max(1, min(task.threads, (os.cpu_count() or 1) // order.procs))
     usual = {"task": name, "steps": steps, "search_steps": steps, "batch": task.batch, "target": target}

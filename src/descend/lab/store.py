@@ -37,8 +37,8 @@ def plain(race: Race) -> dict[str, Any]:
 
 def race_of(raw: dict[str, Any]) -> Race:
     """The race that `plain` made so."""
-    if raw.pop("format") != FORMAT:
-        raise KeyError("format")
+    if (found := raw.pop("format")) != FORMAT:
+        raise ValueError(f"its format is {found}, expected {FORMAT}")
     raw["settings"] = Settings(**raw["settings"])
     raw["untrained"] = Point(**raw["untrained"]) if raw["untrained"] else None
     raw["entries"] = {name: entry(value) for name, value in raw["entries"].items()}

@@ -160,8 +160,8 @@ def load(path: Path) -> Recording:
 
 
 def _recording(raw: dict[str, Any]) -> Recording:
-    if raw.pop("format") != FORMAT:
-        raise KeyError("format")
+    if (found := raw.pop("format")) != FORMAT:
+        raise ValueError(f"its format is {found}, expected {FORMAT}")
     raw["importing"] = Importing(**raw["importing"]) if raw["importing"] else None
     raw["compiles"] = [Compile(**one) for one in raw["compiles"]]
     raw["heats"] = [Heat(**{**one, "lines": [_line(line) for line in one["lines"]]}) for one in raw["heats"]]
