@@ -40,6 +40,7 @@ OPTIMIZERS = (
     "adafactor,prodigy,schedulefreeadamw,muon,muon:momentum=0.0,normuon,soap,shampoo,kron"
 )
 FOLDER = Path("runs/leaderboard")
+ENOUGH = 20  # optimizers that a ranking is worth making for
 
 # What the literature found, the best first, and where; whether it is expected at this size.
 ORDERS = (
@@ -174,8 +175,9 @@ def page(parts: Sequence[Part]) -> str:
         "at 5 %, corrected for all pairs of a task, cannot tell from the first.",
         recorded(by_task),
     ]
-    whole = {name: found for name, found in by_task.items() if len([p for p in found if not p.error]) >= 20}
-    if whole:
+    most = max(map(len, by_task.values()), default=0)
+    whole = {name: found for name, found in by_task.items() if len(found) == most}
+    if most >= ENOUGH:
         sections.append(overall(whole))
     sections.append(literature(by_task))
     sections.append("## What this size cannot tell\n\n" + "\n".join(f"- {line}" for line in CANNOT))
@@ -211,7 +213,7 @@ def recorded(by_task: Mapping[str, Sequence[Part]]) -> str:
 
 
 def overall(by_task: Mapping[str, Sequence[Part]]) -> str:
-    """The ranking over the tasks with at least twenty optimizers."""
+    """The ranking over the tasks with the most optimizers."""
     everyone = {part.optimizer for found in by_task.values() for part in found}
     on_all = {name for name in everyone if all(name in {p.optimizer for p in found} for found in by_task.values())}
     steps = {
@@ -231,11 +233,9 @@ def overall(by_task: Mapping[str, Sequence[Part]]) -> str:
         ]
         for name, mine in sorted(shares.items(), key=lambda item: (-suite.score(item[1]), item[0]))
     ]
-    text = "## All tasks with at least 20 optimizers\n\n" + markdown(
-        ["optimizer", "score", "within 1.5 ×", "reached", "first"], rows
-    )
+    text = "## Ranking\n\n" + markdown(["optimizer", "score", "within 1.5 ×", "reached", "first"], rows)
     return text + (
-        f"\n\nOn {plural(len(by_task), 'task')}: {', '.join(f'`{name}`' for name in by_task)}. Score: the mean share of tasks "
+        f"\n\nOn {plural(len(by_task), 'task')}, those with the most optimizers: {', '.join(f'`{name}`' for name in by_task)}. Score: the mean share of tasks "
         f"within 1 to {suite.WITHIN:g} times the fewest steps to the target. First: tasks on which no other is better "
         "beyond what the seeds differ."
         + (

@@ -73,7 +73,7 @@ def test_the_page_says_what_was_recorded_and_what_was_not(recording: Path) -> No
     missing = next(line for line in page.splitlines() if "Not recorded: " in line)
     assert all(f"`{name}`" in missing for name in tasks() if name != "tabular")
     assert "not recorded: `soap`, `muon`, `adamw`, `sgd`" in page
-    assert "at least 20 optimizers" not in page
+    assert "## Ranking" not in page
 
 
 def test_the_page_has_the_order_that_was_recorded_beside_the_literatures() -> None:
@@ -93,3 +93,18 @@ def test_the_page_has_the_order_that_was_recorded_beside_the_literatures() -> No
 
 def test_there_are_at_least_twenty_optimizers() -> None:
     assert len(leaderboard.parse(leaderboard.OPTIMIZERS, leaderboard.descend)) >= 20
+
+
+def test_the_ranking_is_over_the_tasks_with_the_most_optimizers() -> None:
+    def part(task: str, number: int) -> leaderboard.Part:
+        settings = {"steps": 100, "seeds": 2, "trials": 5, "target": 0.9}
+        return leaderboard.Part(
+            task, f"sgd:lr={number}", settings, [0.9, 0.8], [9 + number] * 2, 1, 0, None, 1, 5, None, {}
+        )
+
+    found = [part(task, number) for task in ("tabular", "digits-mlp") for number in range(21)]
+    found += [part("digits-vit", number) for number in range(20)]
+    ranking = leaderboard.page(found).split("## Ranking")[1].split("##")[0]
+    assert "On 2 tasks, those with the most optimizers: `tabular`, `digits-mlp`." in ranking
+    assert ranking.count("\n| `sgd") == 21
+    assert "Not ranked" not in ranking
