@@ -26,8 +26,9 @@ class Rule:
     reach: ClassVar[Reach] = "elementwise"
     #: Whether a rule of reach "rows" tells no dimensions apart but the first: its sums go over units and over all.
     by_units: ClassVar[bool] = False
-    #: Whether ``torch.vmap`` can take the lines of a rule of matrices: nothing in them depends on what numbers are.
-    stacks: ClassVar[bool] = False
+    #: Whether ``torch.vmap`` can take the lines, so that parameters of one shape move as one stack. None: not those of a
+    #: rule of matrices, which may depend on what numbers are.
+    stacks: ClassVar[bool | None] = None
     #: State names that checkpoints of timm or torch use for ours; None: state that we need not keep.
     foreign_names: ClassVar[Mapping[str, str | None]] = {}
     #: Scalars that a parameter carries from step to step on the host, with their start.

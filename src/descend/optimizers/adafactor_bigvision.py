@@ -59,6 +59,7 @@ class AdafactorBigVision(Optimizer):
 
     acts_with: ClassVar = if_averaged(ActsWith("momentum"))
     reach: ClassVar[Reach] = "rows"
+    stacks: ClassVar[bool | None] = False  # its rounding looks at bits, which torch.vmap does not
     structural: ClassVar[frozenset[str]] = frozenset(("min_dim_size_to_factor",))
 
     def __init__(

@@ -31,7 +31,7 @@ _LR_RULES = {
 class _Orthogonal(MatrixRule):
     """What Muon and NorMuon share: momentum, its polar factor, and the lr that follows the shape."""
 
-    stacks: ClassVar[bool] = True
+    stacks: ClassVar[bool | None] = True
 
     @staticmethod
     def check(h: Any) -> None:

@@ -90,11 +90,11 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 def is_stacked(job: Job) -> bool:
     """Whether parameters of one shape move as one stack: lines that need shapes, where each call costs a launch."""
-    needs = profile(job.rule, job)
+    needs, stacks = profile(job.rule, job), job.rule.stacks
     return (
         needs.shaped
         and not needs.overall
-        and (job.rule.stacks or job.rule.reach != "matrix")
+        and (job.rule.reach != "matrix" if stacks is None else stacks)
         and job.device.type == "cuda"
         and job.layout is None
         and not job.storage.random

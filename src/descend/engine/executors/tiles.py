@@ -143,7 +143,10 @@ class _Writer:
 
     def write(self) -> Written:
         arguments = example(self.signature, self.stage)
-        graph = traced(text(self.signature, self.stage, arguments), [*leaves(arguments)])
+        try:
+            graph = traced(text(self.signature, self.stage, arguments), [*leaves(arguments)])
+        except RuntimeError as error:  # state of a shape of its own
+            raise Unwritten(str(error)) from error
         params, state, grads, _, sums = arguments
         self.places = [node for node in graph.graph.nodes if node.op == "placeholder"]
         self.needed = _needed(graph)
