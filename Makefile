@@ -123,8 +123,10 @@ docs/gpu.json: $(VENV)/.dev  ## launches, copies and waits of a step, beside oth
 
 BENCH_GPU_PYTHON ?= $(PYTHON)
 
-bench-gpu:  ## on a machine with CUDA, in an environment that has torch: the CUDA tests, and times beside other optimizers
-	$(BENCH_GPU_PYTHON) tools/bench_gpu.py runs
+bench-gpu:  ## on a machine with CUDA, in an environment that has torch: the CUDA tests, and docs/gpu.md's times
+	$(BENCH_GPU_PYTHON) tools/bench_gpu.py test runs
+	$(BENCH_GPU_PYTHON) tools/bench_gpu.py record docs/gpu-card.json
+	$(BENCH_GPU_PYTHON) tools/bench_gpu.py render docs/gpu-card.json docs/gpu.md
 
 clean:
 	rm -rf $(VENV) $(BENCH) $(FRAMEWORKS) $(TRITON) .venv-torch-* build dist runs

@@ -1,23 +1,218 @@
-"""On a machine with CUDA: the CUDA tests, and times beside torch and the others that are installed.
+"""Steps on a card: the CUDA tests, and what a step costs host and card beside every library that is installed.
 
-Usage: python tools/bench_gpu.py FOLDER
+Usage: python tools/bench_gpu.py test FOLDER             the CUDA tests; what they print goes to FOLDER/gpu-tests.txt
+       python tools/bench_gpu.py record FILE [SECONDS]   measures, and writes FILE after each optimizer
+       python tools/bench_gpu.py render FILE PAGE        writes the tables between the page's marks
 
-Writes FOLDER/gpu-tests.txt, FOLDER/gpu-bench.json and FOLDER/gpu-bench.html, and prints the card's name. The environment
-is the caller's: its torch with CUDA, pytest, descend with its extra `lab`, and whatever other libraries it has.
+The environment is the caller's: its torch with CUDA, pytest, and whatever other libraries it has.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
+import json
 import os
+import statistics
 import subprocess
 import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
+
+BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
+RULES = [
+    "adamw",
+    "lion",
+    "lamb",
+    "madgrad",
+    "adan",
+    "muon",
+    "adafactor",
+    "adamp",
+    "sgd",
+    "adam",
+    "nadam",
+    "radam",
+    "adamax",
+    "adagrad",
+    "adadelta",
+    "rmsprop",
+    "adopt",
+    "adabelief",
+    "laprop",
+    "lars",
+    "novograd",
+    "came",
+    "prodigy",
+    "soap",
+]
+MODELS = {"vit_s": "ViT-S/16, 152 tensors, 22 million numbers", "gpt2": "GPT-2, 148 tensors, 124 million numbers"}
+STEPS = 12
+Make = Callable[[Sequence[Any]], Any]
 
 
-def main(folder: str) -> int:
-    """Tests, then times; the exit status is that of the tests."""
+def shapes_of(model: str) -> list[tuple[int, ...]]:
+    """The shapes of a model's parameters."""
+    from gpu_account import vit_small
+
+    if model == "vit_s":
+        return vit_small()
+    d = 768
+    block = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
+    return [(50257, d), (1024, d), *block * 12, (d,), (d,)]
+
+
+def ways(rule: str) -> Iterator[tuple[str, Make]]:
+    """How a rule is run, by whom."""
+    from descend.catalogue import create_optimizer_v2
+    from descend.lab.bench.peers import PEERS
+
+    lr = 0.1 if rule in ("sgd", "lars") else 1e-3
+    options = {"lr": lr, "momentum": 0.9} if rule in ("sgd", "lars") else {"lr": lr}
+    yield "descend", lambda params: create_optimizer_v2(params, rule, **options)
+    yield "descend foreach", lambda params: create_optimizer_v2(params, rule, foreach=True, **options)
+    for peer in PEERS:
+        if peer.version() and not peer.slow:
+            for way, make in peer.ways(rule, options):
+                yield f"{peer.library} {way}", make
+
+
+def variants() -> Iterator[tuple[str, str, list[tuple[str, Make]]]]:
+    """Rows of AdamW whose numbers are kept in fewer bits: a name, the dtype of the parameters, who runs it how."""
+    import descend
+
+    def others(*names: tuple[str, str, str, dict[str, Any]]) -> list[tuple[str, Make]]:
+        found: list[tuple[str, Make]] = []
+        for label, module, name, options in names:
+            try:
+                kind = getattr(importlib.import_module(module), name)
+            except Exception as error:
+                print(f"{label}: {type(error).__name__}: {error}", file=sys.stderr)
+                continue
+            found.append((label, lambda params, kind=kind, options=options: kind(params, lr=1e-3, **options)))
+        return found
+
+    def ours(**options: Any) -> list[tuple[str, Make]]:
+        return [("descend", lambda params: descend.AdamW(params, lr=1e-3, **options))]
+
+    torchs = others(("torch fused", "torch.optim", "AdamW", {"fused": True}))
+    yield "adamw, bf16 with compensation", "bfloat16", ours() + others(("optimi default", "optimi", "AdamW", {}))
+    yield "adamw, bf16 as it is", "bfloat16", ours(master=None, state_dtype="bfloat16") + torchs
+    yield (
+        "adamw, 8-bit state",
+        "float32",
+        ours(state_dtype="int8")
+        + others(
+            ("bitsandbytes default", "bitsandbytes.optim", "AdamW8bit", {}),
+            ("torchao default", "torchao.optim", "AdamW8bit", {}),
+        ),
+    )
+    yield (
+        "adamw, 4-bit state",
+        "float32",
+        ours(state_dtype="int4") + others(("torchao default", "torchao.optim", "AdamW4bit", {})),
+    )
+    yield "adamw, capturable", "float32", ours(capturable=True)
+
+
+def measure(make: Make, shapes: Sequence[tuple[int, ...]], dtype: str) -> dict[str, Any]:
+    """Milliseconds of host and card, launches, and the bytes that a step allocates for itself."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    params = [torch.nn.Parameter(torch.randn(s, device="cuda").mul_(0.02).to(getattr(torch, dtype))) for s in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p).mul_(0.01)
+    start = time.perf_counter()
+    optimizer = make(params)
+    optimizer.step()
+    torch.cuda.synchronize()
+    first = time.perf_counter() - start
+    for _ in range(2):
+        optimizer.step()
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    hosts, walls = [], []
+    for _ in range(STEPS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        optimizer.step()
+        hosts.append(time.perf_counter() - start)
+        torch.cuda.synchronize()
+        walls.append(time.perf_counter() - start)
+    extra = torch.cuda.max_memory_allocated() - held
+    with profile(activities=[ProfilerActivity.CUDA]) as told:
+        optimizer.step()
+        torch.cuda.synchronize()
+    events = [e for e in told.events() if e.device_type == torch.autograd.DeviceType.CUDA and "#" not in e.name]
+    return {
+        "first_s": round(first, 2),
+        "host_ms": round(1e3 * statistics.median(hosts), 3),
+        "wall_ms": round(1e3 * statistics.median(walls), 3),
+        "device_ms": round(sum(e.time_range.elapsed_us() for e in events) / 1e3, 3),
+        "launches": len(events),
+        "extra_mb": round(extra / 1e6, 1),
+    }
+
+
+def record(path: str, seconds: str = "600") -> None:
+    """Measure until the seconds are over; what is not reached is missing."""
+    import torch
+    import triton
+
+    limit = time.monotonic() + float(seconds)
+    warnings.simplefilter("ignore")
+    versions = {"torch": torch.__version__, "CUDA": str(torch.version.cuda), "Triton": triton.__version__}
+    told: dict[str, Any] = {"card": torch.cuda.get_device_name(), "versions": versions, "copy_tb_s": _copied()}
+    told["rows"] = rows = []
+    cases = [("adamw", "float32", [*ways("adamw")]), *variants()]
+    cases += [(rule, "float32", [*ways(rule)]) for rule in RULES if rule != "adamw"]
+    large = [("gpt2", *case) for case in cases[: len(RULES[:6]) + 5]]
+    for model, label, dtype, makers in [*(("vit_s", *case) for case in cases), *large]:
+        for way, make in makers:
+            if time.monotonic() > limit:
+                print("out of time", file=sys.stderr)
+                return
+            shapes = shapes_of(model)
+            if label == "muon":
+                shapes = [s for s in shapes if len(s) == 2]
+            try:
+                cell = measure(make, shapes, dtype)
+            except Exception as error:
+                cell = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+            print(model, label, way, cell, flush=True)
+            rows.append({"model": model, "rule": label, "way": way, **cell})
+            Path(path).write_text(json.dumps(told, indent=1) + "\n")
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _copied() -> float:
+    """Terabytes a second that a copy on the card reads and writes."""
+    import torch
+
+    x = torch.ones(1 << 28, device="cuda")
+    y = torch.empty_like(x)
+    times = []
+    for _ in range(8):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        y.copy_(x)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return round(2 * x.nbytes / statistics.median(times) / 1e9, 2)
+
+
+def test(folder: str) -> int:
+    """The CUDA tests; the exit status is theirs."""
     import torch
 
     if not torch.cuda.is_available():
@@ -27,19 +222,56 @@ def main(folder: str) -> int:
     out.mkdir(parents=True, exist_ok=True)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    tested = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "cuda", "-rs", "tests"],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-rs", "tests"]
+    tested = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     (out / "gpu-tests.txt").write_text(tested.stdout + tested.stderr)
     print(tested.stdout[-2000:], flush=True)
-    written = ["--json", str(out / "gpu-bench.json"), "--html", str(out / "gpu-bench.html")]
-    bench = [sys.executable, "-m", "descend.lab.cli", "bench", "--device", "cuda", *written]
-    timed = subprocess.run(bench, cwd=ROOT, env=env, check=False)
-    return tested.returncode or timed.returncode
+    return tested.returncode
+
+
+def render(told: dict[str, Any]) -> str:
+    """A table for each model: milliseconds of the card, of the host, and launches."""
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    parts = [
+        f"{told['card']}, {versions}; a copy on it moves {told['copy_tb_s']} TB/s. In each cell: milliseconds that the "
+        "card is busy / milliseconds until `step()` returns / launches. A training is slowed by the larger of the two."
+    ]
+    for model, label in MODELS.items():
+        mine = [row for row in told["rows"] if row["model"] == model]
+        if mine:
+            parts += [f"**{label}**", "\n".join(_table(mine))]
+    return "\n\n".join(parts)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    columns = list(dict.fromkeys(row["way"] for row in rows))
+    columns.sort(key=lambda way: (not way.startswith("descend"), not way.startswith("torch "), way))
+    yield "| optimizer | " + " | ".join(columns) + " |"
+    yield "| --- |" + " --: |" * len(columns)
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        cells = {row["way"]: row for row in rows if row["rule"] == rule}
+        yield f"| {rule} | " + " | ".join(_cell(cells.get(way)) for way in columns) + " |"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None or "error" in row:
+        return "fails" if row else ""
+    return f"{row['device_ms']:.2f} / {row['host_ms']:.1f} / {row['launches']}"
+
+
+def main(command: str, *arguments: str) -> int:
+    """Test, record, or render."""
+    if command == "test":
+        return test(*arguments)
+    if command == "record":
+        record(*arguments)
+        return 0
+    source, page = arguments
+    path = Path(page)
+    before, rest = path.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    path.write_text(f"{before}{BEGIN}\n\n{render(json.loads(Path(source).read_text()))}\n\n{END}{after}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ from helpers import small
 from helpers.cases import ROWS, Row, variant_id
 from helpers.harness import run
 
-WAYS: dict[str, dict[str, Any]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+WAYS: dict[str, dict[str, Any]] = {
+    "loop": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
 STORAGES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bf16": (torch.bfloat16, {}),
     "split": (torch.bfloat16, {"master": "split"}),
@@ -21,21 +25,26 @@ STORAGES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "int4": (torch.float32, {"state_dtype": "int4"}),
 }
 BY_NAME = {row.name: row for row in ROWS}
+FIRST_ORDER = [row for row in ROWS if row.name != "Adahessian"]  # whose oracle is given a curvature
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+@pytest.mark.parametrize("row", FIRST_ORDER, ids=[row.name for row in FIRST_ORDER])
 def test_float32_matches_the_oracle(row: Row, way: str) -> None:
-    if "fused" in getattr(descend, row.name).refused and way == "fused":
-        pytest.skip(f"{row.name}: {getattr(descend, row.name).refused['fused']}")
-    errors = run(row.name, row.lr, row.variants[0], dtype=torch.float32, device="cuda", **WAYS[way]).errors()
+    # Newton-Schulz multiplies in bfloat16 unless told otherwise.
+    exact = {"ns_dtype": "float32"} if row.name in ("Muon", "NorMuon") else {}
+    errors = run(row.name, row.lr, row.variants[0], dtype=torch.float32, device="cuda", **WAYS[way], **exact).errors()
     worst = max(errors, key=errors.__getitem__)
     assert errors[worst] < row.float32, f"{worst}: {errors[worst]:.1e}"
 
 
 @pytest.mark.parametrize(
     ("row", "options"),
-    [pytest.param(row, options, id=f"{row.name}-{variant_id(options)}") for row in ROWS for options in row.variants],
+    [
+        pytest.param(row, options, id=f"{row.name}-{variant_id(options)}")
+        for row in FIRST_ORDER
+        for options in row.variants
+    ],
 )
 def test_float64_matches_the_oracle(row: Row, options: dict[str, Any]) -> None:
     """By default: multi-tensor operations where there are some."""
@@ -55,7 +64,7 @@ def test_storage_gives_what_it_gives_on_the_host(name: str, storage: str, way: s
     start = small.parameters(dtype, shapes)
     found = []
     for device, chosen in (("cpu", WAYS["loop"]), ("cuda", WAYS[way])):
-        params = [torch.nn.Parameter(p.detach().to(device)) for p in start]
+        params = [torch.nn.Parameter(p.detach().clone().to(device)) for p in start]
         optimizer = getattr(descend, name)(params, lr=BY_NAME[name].lr, **options, **chosen)
         for step in range(4):
             for i, p in enumerate(params):

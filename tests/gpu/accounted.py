@@ -102,10 +102,10 @@ def uncompiled() -> Iterator[None]:
         patch.setattr(tiled, "_fixed", str)
         patch.setattr("descend.engine.executors.fused._missing_compiler", lambda device: None)
         kernels.kernel.cache_clear()
-        tiled._pass.cache_clear()
+        tiled._compiled.cache_clear()
         yield
     kernels.kernel.cache_clear()
-    tiled._pass.cache_clear()
+    tiled._compiled.cache_clear()
 
 
 def train(row: budget.Row, gpu: virtual.VirtualGpu | None, steps: int = 3) -> list[Tensor]:

@@ -28,6 +28,7 @@ _HERE = Path(__file__).parent
 def install() -> None:
     """Give this torch a device guard for CUDA, which a CPU build lacks and indexing asks for; changes the process."""
     torch.cuda._lazy_init = lambda: None
+    torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.current_stream = lambda device=None: _streams[-1]
     torch.cuda.stream = _on
     torch.cuda.Stream = Stream

@@ -54,6 +54,7 @@ class Plan:
         self._states: list[Any] = []
         self._places = places
         self._homeless: list[tuple[Any, Job]] = []
+        self._captured: list[dict[Any, Any]] = []
 
     @property
     def is_of_all(self) -> bool:
@@ -117,6 +118,11 @@ class Plan:
         if self._remembered[0] != jobs:
             self._remembered = jobs, {}
         return self._remembered[1]
+
+    def keep_captured(self, memory: dict[Any, Any]) -> None:
+        """Keep what executors remember for good where a CUDA graph is being captured, which reads it at each replay."""
+        if torch.cuda.is_current_stream_capturing() and not any(memory is kept for kept in self._captured):
+            self._captured.append(memory)
 
     def _with_gradients(self, owner: Owner, moved: Collection[Tensor]) -> list[tuple[int, int, Tensor, Tensor | None]]:
         """Group, position, parameter and gradient of all that move, here or on another process."""

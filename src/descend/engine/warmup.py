@@ -9,6 +9,7 @@ import torch
 
 from descend.engine.executors import chosen, fused
 from descend.engine.executors.kernels import kernel, signature_of
+from descend.engine.executors.tiled import compile_ahead, is_written
 from descend.engine.plan import Owner, trial_jobs
 from descend.engine.unwrapped import unwrap
 
@@ -49,6 +50,6 @@ def warm_up(optimizer: Owner) -> WarmUp:
     for signature in signatures:
         for stage in range(len(signature.rounds) + 1):
             start = time.perf_counter()
-            kernel(signature, stage)
+            (compile_ahead if is_written(signature) else kernel)(signature, stage)
             kernels.append((signature.describe(stage), time.perf_counter() - start))
     return WarmUp(tuple(kernels))

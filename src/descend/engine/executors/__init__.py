@@ -61,6 +61,8 @@ def _begin(jobs: list[Job], plan: Plan, rules: Sequence[type[Rule]]) -> tuple[li
     if "ways" not in kept:
         kept["ways"] = _ways(jobs, rules)
     ways, shards = kept["ways"]
+    if any(job.group["capturable"] and job.device.type == "cuda" for job in jobs):
+        plan.keep_captured(kept)
     for (way, rule), members in ways.items():
         memory = kept.setdefault((way, rule), {})
         if way == "gathered":
@@ -126,6 +128,9 @@ def chosen(job: Job) -> Way:
     wanted = job.group["foreach"]
     if wanted is None:
         native = type(job.param) in (Tensor, torch.nn.Parameter)
-        wanted = native and (job.local_param.device.type in ("cuda", "xpu") or job.numel <= foreach.FEW)
+        on_gpu = job.local_param.device.type in ("cuda", "xpu")
+        if native and job.group["fused"] is None and fused.serves(job.rule, job):
+            return "fused"
+        wanted = native and (on_gpu or job.numel <= foreach.FEW)
     served = not profile(job.rule, job).shaped or foreach.is_stacked(job)
     return "foreach" if wanted and job.layout is None and served else "loop"

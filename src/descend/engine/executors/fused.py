@@ -18,7 +18,7 @@ from descend.engine.executors.foreach import is_stacked
 from descend.engine.executors.kernels import Signature, kernel, signature_of
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.sums import StepGenerator, Totals
-from descend.engine.executors.tiled import Tiled, is_written
+from descend.engine.executors.tiled import Tiled, is_runnable, is_written
 from descend.engine.job import Job, is_dense, is_plain
 from descend.engine.rule import Rule
 
@@ -98,6 +98,14 @@ def compiles(rule: type[Rule], job: Job) -> bool:
     plain = type(job.grad).__torch_dispatch__ is Tensor.__torch_dispatch__ and all(map(is_plain, _stored(job)))
     # Every process has to come to the same answer, also one whose piece is empty.
     return served and plain and math.prod(job.whole) > 1 and countable and is_dense(value)
+
+
+def serves(rule: type[Rule], job: Job) -> bool:
+    """Whether compiled execution is the default: one launch moves all parameters, and the machine can compile it."""
+    device = job.local_param.device
+    if device.type != "cuda" or profile(rule, job).shaped or not is_runnable(device):
+        return False
+    return compiles(rule, job) and is_written(signature_of(rule, job))
 
 
 def _stored(job: Job) -> list[Tensor]:

@@ -43,7 +43,7 @@ class Signature:
 
     Attributes:
         bundle: parameters a call: one where the text needs their shapes, but on GPUs.
-        aligned: whether lengths are multiples of what a GPU loads at once.
+        aligned: whether lengths, or those of rows, are multiples of what a GPU loads at once.
         in_pieces: whether others have the rest of the parameters; the table then tells what the pieces belong to.
     """
 
@@ -96,7 +96,8 @@ def signature_of(rule: type[Rule], job: Job) -> Signature:
     if needs.shaped:  # on a host a loop of calls costs less than what larger texts take to compile
         usual = BUNDLE if on_gpu and not job.crosses else 1
     bundle = usual // 2 if job.storage.lanes > 1 else usual
-    aligned = on_gpu and not needs.shaped and not job.storage.length and value.numel() % _VECTOR == 0
+    length = value.numel() if job.storage.length is None else job.storage.length // job.storage.lanes
+    aligned = on_gpu and not needs.shaped and length % _VECTOR == 0
     text = flags(job), scalars(job), slots
     rounds = needs.rounds, needs.small
     return Signature(

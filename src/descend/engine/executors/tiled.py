@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,7 +20,7 @@ from descend.engine.executors.kernels import Signature, leaves
 from descend.engine.executors.tiles import Unwritten, Written, function, written
 from descend.engine.job import Job
 
-_ALIGNED = 16  # bytes that are loaded at once, and elements that lengths are multiples of
+_ALIGNED = 16  # bytes that are loaded at once
 
 
 def is_written(signature: Signature) -> bool:
@@ -24,13 +28,46 @@ def is_written(signature: Signature) -> bool:
     if signature.shaped or signature.device.type != "cuda":
         return False
     try:
-        return bool([_pass(signature, stage) for stage in range(len(signature.rounds) + 1)])
+        return bool([_compiled(_alone(signature), stage) for stage in range(len(signature.rounds) + 1)])
     except Unwritten:
         return False
 
 
+def _alone(signature: Signature) -> Signature:
+    """The signature of the text of one parameter, which a written kernel takes for all."""
+    return replace(signature, bundle=1)
+
+
+def compile_ahead(signature: Signature, stage: int) -> None:
+    """Have Triton compile a kernel without a launch."""
+    made, function = _compiled(_alone(signature), stage)
+    known = [signature.compute_dtype] * stage
+    singles = [dtype for _, slot, dtype in signature.slots if slot.reduce == "all"][: bool(made.singles)]
+    outs = [*singles, *[signature.compute_dtype] * bool(made.sums)]
+    whole, short = torch.int64, torch.int32
+    arguments = [whole, whole, whole, torch.float64, short, short, whole, *known, *outs, 1]
+    with torch.cuda.device(signature.device):
+        function.warmup(*arguments, grid=(1,), enable_fp_fusion=False)
+
+
 @cache
-def _pass(signature: Signature, stage: int) -> tuple[Written, Any]:
+def is_runnable(device: torch.device) -> bool:
+    """Whether Triton is here, and compiles for this device; for its launches it also needs a C compiler."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        _placed([0], device)
+    except Exception as error:
+        warnings.warn(
+            f"Triton does not run on {device}, so steps are multi-tensor operations: {type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@cache
+def _compiled(signature: Signature, stage: int) -> tuple[Written, Any]:
     """A kernel, and what Triton launches."""
     made = written(signature, stage)
     return made, function(made)
@@ -38,7 +75,8 @@ def _pass(signature: Signature, stage: int) -> tuple[Written, Any]:
 
 def launch(function: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     """Launch a kernel. Products and sums are rounded one by one, as everywhere else."""
-    with torch.cuda.device(arguments[0].device):
+    device = arguments[0].device
+    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
         function[(programs,)](*arguments, **constants, enable_fp_fusion=False)
 
 
@@ -51,11 +89,9 @@ class Tiled(Bundle):
         held = [[*leaves((self._params[i], [column[i] for column in self._state]))] for i in count]
         addresses = [[t.data_ptr() for t in column] for column in zip(*held, strict=True)]
         self._lengths = [sum(x.numel() for x in leaves(self._params[i])) for i in count]
-        row = (storage.length or 1) // storage.lanes
-        in_step = signature.aligned if storage.length is None else row % _ALIGNED == 0
-        self._aligned = in_step and not any(a % _ALIGNED for column in addresses for a in column)
+        self._aligned = signature.aligned and not any(a % _ALIGNED for column in addresses for a in column)
         signature = replace(signature, bundle=1, aligned=self._aligned)
-        self.kernels = [_pass(signature, stage) for stage in range(len(signature.rounds) + 1)]
+        self.kernels = [_compiled(signature, stage) for stage in range(len(signature.rounds) + 1)]
         last: Written = self.kernels[-1][0]
         self._memory = _there(addresses, device)
         self._to = [self._memory[i] for i in last.singles]
@@ -70,6 +106,7 @@ class Tiled(Bundle):
         self._firsts = starts.to(device)
         self._apart = _there(list(count), device) if self.places is not None else None
         self._placed: tuple[list[int], Tensor] | None = None
+        self._now: list[Tensor] = []
 
     def _made(self, signature: Signature) -> list[Any]:
         return []
@@ -79,40 +116,39 @@ class Tiled(Bundle):
         """No two have gradients at the same addresses."""
         return id(self)
 
-    def _known(self) -> dict[int, int]:
-        """The row of the table for what is known of a step, by its identity."""
-        found: dict[int, int] = {}
-        for job in self.jobs:
-            found.setdefault(id(job.known), len(found))
-        return found
+    def _known(self) -> dict[int, Mapping[str, Any]]:
+        """What is known of a step, a row of the table each."""
+        return {id(known): known for known in map(attrgetter("known"), self.jobs)}
 
     def _integers(self) -> list[int]:
         """Where gradients lie, and which row of the table is each parameter's."""
         grads = self._laid()
         if self._aligned and any(g.data_ptr() % _ALIGNED for g in grads):
             grads = [g.clone() if g.data_ptr() % _ALIGNED else g for g in grads]
-        self._grads_now = grads
+        self._now = grads
         addresses = [g.data_ptr() for g in grads]
         length, lanes = self.signature.storage.length, self.signature.storage.lanes
         if lanes > 1 and length:
             size = grads[0].element_size()
             addresses = [a + lane * (length // lanes) * size for lane in range(lanes) for a in addresses]
-        rows = self._known()
+        rows = {identity: i for i, identity in enumerate(self._known())}
         return addresses + [rows[id(job.known)] for job in self.jobs]
 
     def given(self) -> tuple[list[int], list[float]]:
         """A row of scalars for all parameters of which the same is known."""
-        known = {id(job.known): job.known for job in self.jobs}
-        return self._integers(), [k[name] for k in known.values() for name in self.signature.scalars]
+        return self._integers(), [k[name] for k in self._known().values() for name in self.signature.scalars]
 
     def _on_device(self, tables: Tables) -> tuple[Tensor, Tensor]:
         """The same where scalars are tensors; addresses go with launches, since no copy may come from the host."""
         integers, device = self._integers(), self.signature.device
-        if self._placed is None or self._placed[0] != integers:
-            self._placed = integers, _placed(integers, device)
-        known = {id(job.known): job.known for job in self.jobs}.values()
+        placed = self._placed
+        if torch.cuda.is_current_stream_capturing():
+            placed = integers, _placed(integers, device)  # at each replay, to memory of the graph
+        elif placed is None or placed[0] != integers:
+            placed = self._placed = integers, _placed(integers, device)
+        known = self._known().values()
         numbers = [tables.number(k[name], device) for k in known for name in self.signature.scalars]
-        return self._placed[1], torch.stack(numbers).view(len(known), -1)
+        return placed[1], torch.stack(numbers).view(len(known), -1)
 
     def _passes(self, tables: Tables) -> Callable[[int, Sequence[Tensor]], Sequence[Tensor]]:
         is_here = not self.jobs[0].group["capturable"]
@@ -120,25 +156,27 @@ class Tiled(Bundle):
         addresses, rows = whole[: -len(self.jobs)], whole[-len(self.jobs) :]
         if self.places is not None and self._apart is not None:
             table, rows = torch.cat([table[rows], self.places], 1), self._apart
-        tables_now = self._memory, addresses, rows, table, *self._where
+        grads, self._now = self._now, []
+        return partial(self._pass, (self._memory, addresses, rows, table, *self._where), grads)
 
-        def run(stage: int, sums: Sequence[Tensor]) -> Sequence[Tensor]:
-            kernel, function = self.kernels[stage]
-            count, partials, outs = len(self.jobs), None, []
-            if kernel.singles:
-                outs.append(table.new_empty(count, len(kernel.singles), dtype=self._single_dtype))
-            if kernel.sums:
-                partials = table.new_empty(self._programs, kernel.sums, dtype=self.signature.compute_dtype)
-                outs.append(partials)
-            if self._programs:
-                launch(function, self._programs, *tables_now, *sums, *outs, count)
-            if partials is not None:
-                return (_totals(partials, self._firsts),)
-            for i, to in enumerate(self._to):
-                launch(_fixed("scatter"), count, outs[0], to, i, len(self._to))
-            return ()
-
-        return run
+    def _pass(
+        self, tables: Sequence[Tensor], grads: Sequence[Tensor], stage: int, sums: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Run a pass; `grads` are the memory that the tables name, which is there until the last one and not longer."""
+        kernel, function = self.kernels[stage]
+        count, partials, outs = len(grads), None, []
+        if kernel.singles:
+            outs.append(self._memory.new_empty(count, len(kernel.singles), dtype=self._single_dtype))
+        if kernel.sums:
+            partials = self._memory.new_empty(self._programs, kernel.sums, dtype=self.signature.compute_dtype)
+            outs.append(partials)
+        if self._programs:
+            launch(function, self._programs, *tables, *sums, *outs, count)
+        if partials is not None:
+            return (_totals(partials, self._firsts),)
+        for i, to in enumerate(self._to):
+            launch(_fixed("scatter"), count, outs[0], to, i, len(self._to))
+        return ()
 
 
 def _there(numbers: Any, device: torch.device) -> Tensor:
