@@ -40,7 +40,8 @@ def interpreted() -> Iterator[None]:
     from triton.runtime import interpreter
     from triton.runtime.jit import JITFunction
 
-    from descend.engine.executors import tiled
+    # Imported before what is imported would be interpreted for good.
+    from descend.engine.executors import tiled, triton_functions  # noqa: F401
 
     convert = interpreter._convert_float
 
@@ -52,9 +53,14 @@ def interpreted() -> Iterator[None]:
             made = torch.from_numpy(np.array(x, np.float32)).bfloat16().view(torch.uint16)
         return made.numpy()
 
+    def spread(self: Any, kind: Any, one: Any) -> Any:
+        """What comparisons give stays what it is. The interpreter makes it what was compared."""
+        return interpreter.TensorHandle(np.full(kind.shape, one.data, one.data.dtype), one.dtype.scalar)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiled, "launch", launch)
         patch.setattr(interpreter, "_convert_float", rounded)
+        patch.setattr(interpreter.InterpreterBuilder, "create_splat", spread)
         patch.setattr(JITFunction, "__call__", _inner)
         patch.setattr(triton.knobs.runtime, "interpret", True)
         yield
