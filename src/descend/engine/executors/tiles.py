@@ -37,10 +37,9 @@ class Written:
 
     Attributes:
         name: of the function in `source`.
-        addresses: leaves of the arguments that a table of addresses has, gradients excluded, in order.
-        singles: of these, the single numbers that are written.
+        singles: of the leaves of parameter and state, the single numbers that are written.
         sums: how many sums it gives.
-        rows: elements of a row, where tiles are rows; 1 where they are vectors.
+        width: elements of a row, where tiles are rows; 1 where they are vectors.
         chunk: rows that a program moves.
     """
 
