@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from descend.engine.executors.kernels import Signature
-
 D = 256
 SHAPES: list[tuple[int, ...]] = [
     *[(1, 1, D), (1, 197, D), (D, 3, 16, 16), (D,)],
@@ -43,44 +41,53 @@ class Row:
         return "-".join([self.rule, *dtype, *options, *["GradScaler"] * self.scaled])
 
 
-#: Parameters that one call of a compiled text moves, twice as many where it takes sums.
-BUNDLE = 8
 FUSED, FOREACH, CAPTURABLE = {"fused": True}, {"foreach": True}, {"capturable": True}
 BF16 = torch.bfloat16
-#: rule, launches, copies, syncs, options. The default on CUDA is foreach.
+#: rule, launches, copies, syncs, options. By default flat rules are one written kernel on CUDA, the others foreach.
 BUDGET = (
-    Row("AdamW", 5, 1, 0, FUSED),
-    Row("AdamW", 5, 1, 0, FUSED, BF16),
-    Row("AdamW", 40, 1, 0, {**FUSED, "master": "stochastic"}, BF16),
-    Row("AdamW", 6, 1, 0, {**FUSED, "state_dtype": "int8"}),
-    Row("AdamW", 60, 1, 0, {**FUSED, "state_dtype": "int4"}),
-    Row("AdamW", 6, 2, 1, FUSED, scaled=True),
+    Row("AdamW", 2, 1, 0),
+    Row("AdamW", 2, 1, 0, FUSED),
+    Row("AdamW", 2, 1, 0, FUSED, BF16),
+    Row("AdamW", 2, 1, 0, {**FUSED, "master": "stochastic"}, BF16),
+    Row("AdamW", 3, 1, 0, {**FUSED, "state_dtype": "int8"}),
+    Row("AdamW", 3, 1, 0, {**FUSED, "state_dtype": "int8"}, BF16),
+    Row("AdamW", 3, 1, 0, {**FUSED, "state_dtype": "int4"}),
+    Row("AdamW", 3, 2, 1, FUSED, scaled=True),
     Row("AdamW", 44, 0, 0, {**FUSED, **CAPTURABLE}),
     Row("AdamW", 54, 0, 0, {**FUSED, **CAPTURABLE}, scaled=True),
-    Row("AdamW", 14, 1, 1, {**FUSED, "skip_nonfinite": True}),
-    Row("AdamW", 5, 129, 0, {**FUSED, "offload_state": True}),
-    Row("MADGRAD", 5, 1, 0, FUSED),
-    Row("Lamb", 29, 1, 0, FUSED),
-    Row("Prodigy", 25, 2, 1, FUSED),
-    Row("Adafactor", 75, 1, 0, FUSED),
-    Row("AdamW", 20, 0, 0, FOREACH),
-    Row("AdamW", 75, 0, 0, FOREACH, BF16),
+    Row("AdamW", 11, 1, 1, {**FUSED, "skip_nonfinite": True}),
+    Row("AdamW", 2, 129, 2, {**FUSED, "offload_state": True}),
+    Row("Lion", 2, 1, 0, FUSED),
+    Row("Lion", 23, 0, 0, {**FUSED, **CAPTURABLE}),
+    Row("MADGRAD", 2, 1, 0, FUSED),
+    Row("MADGRAD", 26, 0, 0, {**FUSED, **CAPTURABLE}),
+    Row("Lamb", 16, 1, 0, FUSED),
+    Row("Lamb", 54, 0, 0, {**FUSED, **CAPTURABLE}),
+    Row("Prodigy", 15, 2, 1, FUSED),
+    Row("Prodigy", 130, 0, 0, {**FUSED, **CAPTURABLE}),
+    # Rules that need shapes: bundles of eight matrices.
+    Row("AdamP", 14, 1, 0, FUSED),
+    Row("Adafactor", 64, 1, 0, FUSED),
+    Row("AdamW", 13, 0, 0, FOREACH),
+    Row("AdamW", 63, 0, 0, FOREACH, BF16),
     Row("AdamW", 77, 0, 0, {**FOREACH, "state_dtype": "int8"}),
-    Row("Lion", 12, 0, 0, FOREACH),
-    Row("SGD", 9, 0, 0, {**FOREACH, "lr": 0.1, "momentum": 0.9}),
+    Row("AdamW", 13, 128, 2, {**FOREACH, "offload_state": True}),
+    Row("Lion", 8, 0, 0, FOREACH),
+    Row("SGD", 6, 0, 0, {**FOREACH, "lr": 0.1, "momentum": 0.9}),
+    Row("Lamb", 88, 0, 0, FOREACH),
+    Row("Prodigy", 213, 1, 1, FOREACH),
+    # Stacked by shape.
+    Row("Muon", 322, 1, 0),
+    Row("Muon", 332, 0, 0, FOREACH),
+    Row("AdamP", 616, 0, 0, FOREACH),
+    Row("Adafactor", 444, 0, 0, FOREACH),
+    Row("CAME", 652, 0, 0, FOREACH),
     # Where one launch for each tensor is not avoided yet.
     Row("AdamW", 643, 0, 0, {**FOREACH, **CAPTURABLE}),
-    Row("AdamW", 1500, 0, 0, {**FOREACH, **CAPTURABLE}, scaled=True),
-    Row("Lamb", 319, 20, 0, FOREACH),
-    Row("Adafactor", 601, 100, 0, FOREACH),
-    Row("Muon", 420, 0, 0),
+    Row("AdamW", 1261, 0, 0, {**FOREACH, **CAPTURABLE}, scaled=True),
 )
 
-
-def launches_of_pass(signature: Signature, is_last: bool) -> int:
-    """Kernels that one call of a compiled text launches, at most; a test of the generated code holds them to it."""
-    if signature.shaped:
-        return 3
-    if signature.storage.random:  # not one for the bundle yet
-        return signature.bundle * signature.storage.lanes
-    return 1 if is_last else 3
+#: Parameters that one call of a text compiled by Inductor moves, and the kernels that it launches for them at most; a
+#: test of the generated code holds it to that.
+BUNDLE = 8
+LAUNCHES_OF_PASS = 3

@@ -5,6 +5,7 @@ They change the process: its torch has a device guard for CUDA, and its compiler
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import sys
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker("gpu")
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
-        elif "inductor" in item.fixturenames and importlib.util.find_spec("triton") is None:  # type: ignore[attr-defined]
+        elif {"inductor", "triton"} & {*item.fixturenames} and importlib.util.find_spec("triton") is None:  # type: ignore[attr-defined]
             item.add_marker(pytest.mark.skip(reason=f"there is no triton {TRITON}: make test-gpu installs it"))
 
 
@@ -63,3 +64,9 @@ def inductor(gpu: object) -> object:
     if not target.written and torch.cuda.device_count() != 1:
         target.install()
     return gpu
+
+
+@pytest.fixture
+def triton() -> object:
+    """Triton, without whose wheel a test is skipped."""
+    return importlib.import_module("triton")

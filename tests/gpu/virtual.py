@@ -33,6 +33,7 @@ def install() -> None:
     torch.cuda.stream = _on
     torch.cuda.Stream = Stream
     Tensor.new_tensor = _new_tensor
+    torch.as_tensor = _as_tensor
     Tensor.pin_memory = lambda x, device=None: current().pinned(x.clone())
     root = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory() as folder:
@@ -50,6 +51,17 @@ def _new_tensor(x: Tensor, data: Any, **options: Any) -> Tensor:
     if not is_gpu(x):
         return _host_tensor(x, data, **options)
     return torch.tensor(data, dtype=options.get("dtype", x.dtype), device="cpu").to(x.device)
+
+
+_host_as_tensor = torch.as_tensor
+
+
+def _as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    """Likewise."""
+    if not is_gpu(data) and (device is None or torch.device(device).type != "cuda"):
+        return _host_as_tensor(data, dtype=dtype, device=device)
+    made = data if isinstance(data, Tensor) else torch.tensor(data, dtype=dtype, device="cpu")
+    return made.to(device=device, dtype=dtype)
 
 
 # ---- tensors
@@ -371,7 +383,8 @@ class Stream:
         """Nothing waits: the host does everything in order."""
 
     def synchronize(self) -> None:
-        """Likewise."""
+        """The host waits for the device."""
+        current().account.note("syncs", "synchronize")
 
 
 _streams = [Stream()]

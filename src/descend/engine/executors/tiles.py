@@ -59,18 +59,13 @@ def written(signature: Signature, stage: int) -> Written:
 def function(kernel: Written) -> Any:
     """What Triton launches. Its cache of compiled code is its own."""
     import triton
-    import triton.language as tl
 
     from descend.engine.executors import triton_functions
 
     # Triton reads the source of a function where Python's debuggers do.
     file = f"<descend {kernel.signature.rule.__name__} {hash(kernel.source):x}>"
     linecache.cache[file] = len(kernel.source), None, kernel.source.splitlines(True), file
-    names: dict[str, Any] = {"tl": tl, "__name__": "descend.kernels"}
-    names |= {
-        name: getattr(triton_functions, name)
-        for name in ("over", "root", "sign", "even", "copysign", "smaller", "larger")
-    }
+    names: dict[str, Any] = {**vars(triton_functions), "__name__": "descend.kernels"}
     exec(compile(kernel.source, file, "exec"), names)
     return triton.jit(names[kernel.name], do_not_specialize=["job_count"])
 
@@ -99,8 +94,8 @@ _FORMS = {
     "copysign": "copysign({0}, {1})",
     "mul": "{0} * {1}",
     "div": "over({0}, {1})",
-    "floor_divide": "{0} // {1}",
-    "remainder": "{0} % {1}",
+    "floor_divide": "floored({0}, {1})",
+    "remainder": "modulo({0}, {1})",
     "minimum": "smaller({0}, {1})",
     "maximum": "larger({0}, {1})",
     "clamp_min": "larger({0}, {1})",
@@ -117,6 +112,8 @@ _FORMS = {
     "where": "tl.where({0}, {1}, {2})",
 }
 _COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
+# Keyword arguments that change no number, and those that forms read.
+_READ = {"dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "alpha", "value"}
 _SAME = ("view_copy", "unsqueeze_copy", "squeeze_copy", "clone", "expand_copy", "alias_copy", "detach", "reshape")
 
 
@@ -246,6 +243,8 @@ class _Writer:
 
     def _expression(self, node: Node, base: str, value: Tensor) -> str:
         args = node.args
+        if unread := {name for name, x in node.kwargs.items() if x is not None} - _READ:
+            raise Unwritten(f"{node.target} with {', '.join(sorted(unread))}")
         if base in _SAME and str(node.target) != "aten.view_copy.dtype":
             return self._value(args[0])
         if str(node.target) == "aten.view_copy.dtype":
@@ -294,19 +293,19 @@ class _Writer:
             return made if high is None else f"smaller({made}, {self._as(high, dtype)})"
         if base == "pow":
             return self._power(given[0], node.args[1], dtype)
-        if base not in _FORMS:
+        whole = base in ("floor_divide", "remainder") and dtype.is_floating_point
+        if base not in _FORMS or whole:
             raise Unwritten(str(node.target))
         return _filled(_FORMS[base], given, dtype)
 
     def _power(self, x: str, exponent: Any, dtype: torch.dtype) -> str:
+        if exponent in (2, 3):
+            return " * ".join([f"({x})"] * exponent)
         if exponent == 0.5:
             return _filled(_FORMS["sqrt"], (x,), dtype)
-        if not _is_node(exponent) and exponent == int(exponent):
-            if not 0 < abs(exponent) <= 8:
-                raise Unwritten(f"the power {exponent}")
-            product = " * ".join([f"({x})"] * abs(int(exponent)))
-            return product if exponent > 0 else _filled(_FORMS["reciprocal"], (product,), dtype)
-        return f"tl.exp({self._as(exponent, dtype)} * tl.log({x}))"
+        if not dtype.is_floating_point:
+            raise Unwritten(f"powers of {dtype}")
+        return f"power({x}, {self._as(exponent, dtype)})"
 
     def _places(self, value: Tensor) -> str:
         """Numbers of elements, of rows or of columns, in the whole of the argument."""
@@ -399,6 +398,8 @@ class _Writer:
         # Other chunks may not have read the last one yet.
         self.after.append(f"tl.store(numbers + {len(self.singles)} * job_count + job, {made}, mask=chunk == 0)")
         self.singles.append(i)
+        if len({_dtype(self.places[j]) for j in self.singles}) > 1:
+            raise Unwritten("single numbers of several dtypes")
 
     def _give(self, graph: Any) -> None:
         """Sums over the tile, kept from tile to tile and given at the end."""

@@ -59,6 +59,30 @@ def larger(x, y):
 
 
 @triton.jit
+def power(x, y):
+    """A power; of what is negative only a whole one."""
+    size = tl.exp(y * tl.log(tl.abs(x)))
+    whole = even(y) == y
+    odd = whole & (even(y * 0.5) != y * 0.5)
+    signed = tl.where(odd, copysign(size, x), size)
+    found = tl.where((x >= 0) | whole, signed, float("nan"))
+    return tl.where(y == 0, 1.0, found)
+
+
+@triton.jit
+def modulo(x, y):
+    """What is left of whole numbers, with the sign of `y`."""
+    rest = x % y
+    return tl.where((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest)
+
+
+@triton.jit
+def floored(x, y):
+    """The quotient of whole numbers, rounded down."""
+    return x // y - ((x % y != 0) & ((x < 0) != (y < 0))).to(x.dtype)
+
+
+@triton.jit
 def total(partials, firsts, totals, KINDS: tl.constexpr, WIDTH: tl.constexpr):
     """The sums of a parameter, of those of its chunks."""
     job = tl.program_id(0)
