@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -133,10 +134,11 @@ def same_states(xs: Sequence[dict[str, Any]], ys: Sequence[dict[str, Any]]) -> b
 
 
 def distance(xs: Sequence[Tensor], ys: Sequence[Tensor], start: Sequence[Tensor]) -> float:
-    """Largest difference of any parameter, over how far that parameter has moved."""
+    """Largest difference of any parameter, over how far that parameter has moved; infinite where one is NaN."""
     worst = 0.0
     for x, y, at in zip(xs, ys, start, strict=True):
         if x.numel():
             moved = (y - at).abs().max().item()
-            worst = max(worst, (x - y).abs().max().item() / (moved or 1.0))
+            apart = (x - y).abs().max().item() / (moved or 1.0)
+            worst = max(worst, math.inf if math.isnan(apart) else apart)
     return worst

@@ -234,7 +234,7 @@ class _Writer:
         if base == "select_scatter":
             self.names[node] = self._value(node.args[1])
             return
-        if base in ("sum", "stack") or any(map(_is_sum, node.all_input_nodes)):
+        if base == "stack" or _is_sum(node) or any(map(_is_sum, node.all_input_nodes)):
             return  # written where the results are
         expression = self._expression(node, base, value)
         name = f"v{len(self.names)}"
@@ -259,7 +259,7 @@ class _Writer:
             return _number(int(base == "ones_like"), value.dtype)
         if base == "arange":
             return self._places(value)
-        if base == "amax":
+        if base == "amax" and list(args[1:]) == [[-1], True]:
             return f"tl.max({self._masked(args[0])}, 1, keep_dims=True)"
         if base == "isnan":
             return f"{self._value(args[0])} != {self._value(args[0])}"
@@ -416,7 +416,7 @@ class _Writer:
 
     def _terms(self, node: Node) -> list[str]:
         """What is summed over tiles: the sum of a tile, or those of several lanes."""
-        if _base(node) == "sum":
+        if str(node.target) == "aten.sum.default":
             return [self._cast(self._masked(node.args[0]), _dtype(node.args[0]), node.meta["val"].dtype)]
         if _base(node) == "add":
             return [term for part in node.args for term in self._terms(part)]
@@ -436,7 +436,7 @@ def _base(node: Node) -> str:
 
 def _is_sum(node: Node) -> bool:
     """Whether a node is the sum of a tile, or of such sums."""
-    return _base(node) == "sum" or (
+    return str(node.target) == "aten.sum.default" or (
         _base(node) == "add" and all(map(_is_sum, node.all_input_nodes)) and node.args != ()
     )
 
