@@ -17,6 +17,11 @@ import descend
 sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
 import budget
 
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
 
 def stepped(row: budget.Row) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
     """The row's optimizer after two steps."""

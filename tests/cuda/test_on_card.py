@@ -12,6 +12,11 @@ from helpers import small
 from helpers.cases import ROWS, Row, variant_id
 from helpers.harness import run
 
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
 WAYS: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},

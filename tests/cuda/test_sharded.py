@@ -13,6 +13,11 @@ import torch.distributed as dist
 import descend
 from helpers import small
 
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
 
 @pytest.fixture
 def mesh(tmp_path: Path) -> Iterator[Any]:
