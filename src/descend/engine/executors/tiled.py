@@ -23,7 +23,6 @@ from descend.engine.job import Job
 _ALIGNED = 16  # bytes that are loaded at once
 
 
-@cache
 def is_written(signature: Signature) -> bool:
     """Whether one launch serves all parameters of a signature: flat texts on a GPU, of operations that have a form."""
     if signature.shaped or signature.device.type != "cuda":
