@@ -21,8 +21,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import descend
+
 CUDA = torch.device("cuda", 0)
 _HERE = Path(__file__).parent
+_PACKAGE = f"{Path(descend.__file__).parent}/"
 
 
 def install() -> None:
@@ -189,8 +192,8 @@ def _line() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if "/descend/" in name:
-            return f"{name.split('/descend/')[-1]}:{frame.f_lineno}"
+        if name.startswith(_PACKAGE):
+            return f"{name.removeprefix(_PACKAGE)}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
 
