@@ -60,8 +60,9 @@ def _begin(jobs: list[Job], plan: Plan, rules: Sequence[type[Rule]]) -> tuple[li
     kept = {} if absent else plan.memory(jobs)
     if "ways" not in kept:
         kept["ways"] = _ways(jobs, rules)
+        kept["capturable"] = any(job.group["capturable"] and job.device.type == "cuda" for job in jobs)
     ways, shards = kept["ways"]
-    if any(job.group["capturable"] and job.device.type == "cuda" for job in jobs):
+    if kept["capturable"]:
         plan.keep_captured(kept)
     for (way, rule), members in ways.items():
         memory = kept.setdefault((way, rule), {})
@@ -85,9 +86,12 @@ def _leave(jobs: list[Job]) -> StepGenerator:
 
 def _begin_batch(jobs: list[Job], memory: dict[str, Any], totals: Totals) -> list[StepGenerator]:
     """The same for parameters whose state has come to their device."""
+    kept: dict[int, Way] = memory.setdefault("ways", {})
     ways: dict[Way, list[Job]] = {}
     for job in jobs:
-        ways.setdefault(chosen(job), []).append(job)
+        if id(job) not in kept:
+            kept[id(job)] = chosen(job)
+        ways.setdefault(kept[id(job)], []).append(job)
     return [generator for way, members in ways.items() for generator in _EXECUTORS[way](members, memory, totals)]
 
 

@@ -28,9 +28,10 @@ class Tables:
 
     def of(self, bundle: Bundle) -> tuple[Tensor, Tensor]:
         """Addresses and rows as whole numbers, and a row of scalars for each place in a bundle."""
-        if bundle.alike not in self._made:
+        key = bundle.alike
+        if key not in self._made:
             self._made.update(_copied([one for one in self._bundles if not one.jobs[0].group["capturable"]]))
-        return self._made[bundle.alike]
+        return self._made[key]
 
     def number(self, value: Any, device: torch.device) -> Tensor:
         """A scalar that is on its device, or comes there once a step."""

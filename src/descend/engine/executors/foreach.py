@@ -90,13 +90,13 @@ def _cut(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 def is_stacked(job: Job) -> bool:
     """Whether parameters of one shape move as one stack: lines that need shapes, where each call costs a launch."""
+    if job.device.type != "cuda" or job.layout is not None:
+        return False
     needs, stacks = profile(job.rule, job), job.rule.stacks
     return (
         needs.shaped
         and not needs.overall
         and (job.rule.reach != "matrix" if stacks is None else stacks)
-        and job.device.type == "cuda"
-        and job.layout is None
         and not job.storage.random
         and job.local_param.is_contiguous()
     )
