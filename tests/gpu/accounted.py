@@ -63,8 +63,7 @@ def _moved(kernel: tiles.Written, held: Tensor, addresses: Tensor, rows: Tensor,
     partials = others.pop() if kernel.sums else None
     known = others[: -1 if kernel.singles else None]
     signature = replace(kernel.signature, device=torch.device("cpu"))
-    stage = next(i for i in range(len(signature.rounds) + 1) if kernel.name.endswith(f"_{i}"))
-    example = kernels.example(signature, stage)
+    example = kernels.example(signature, kernel.stage)
     models, parameter_count = [*kernels.leaves(example[:3])], len([*kernels.leaves(example[:2])])
     traffic = 0
     for job in range(count):
@@ -74,7 +73,7 @@ def _moved(kernel: tiles.Written, held: Tensor, addresses: Tensor, rows: Tensor,
             x if x.dim() == 1 and scope == "global" else x[job : job + 1]
             for (scope, _), x in zip(signature.rounds, known)
         ]
-        made = kernels.text(signature, stage, example)(*tensors, table[rows[job]][None], *mine)
+        made = kernels.text(signature, kernel.stage, example)(*tensors, table[rows[job]][None], *mine)
         traffic += virtual.bytes_of(tensors) + virtual.bytes_of(tensors[:parameter_count]) * (not kernel.sums)
         if partials is not None:
             partials[jobs == job] = 0

@@ -87,12 +87,13 @@ class Bundle:
     def __init__(self, signature: Signature, jobs: list[Job]) -> None:
         self.signature = signature
         self.jobs = jobs
-        self.kernels = self._made(signature)
         self.places = _places(signature, jobs) if signature.in_pieces else None
         self._look()
+        self.kernels = self._compiled()
 
-    def _made(self, signature: Signature) -> list[Any]:
-        return [kernel(signature, stage) for stage in range(len(signature.rounds) + 1)]
+    def _compiled(self) -> list[Any]:
+        """The kernels of the passes, in order."""
+        return [kernel(self.signature, stage) for stage in range(len(self.signature.rounds) + 1)]
 
     @property
     def alike(self) -> Any:

@@ -28,24 +28,24 @@ def is_written(signature: Signature) -> bool:
     if signature.shaped or signature.device.type != "cuda":
         return False
     try:
-        return bool([_compiled(_alone(signature), stage) for stage in range(len(signature.rounds) + 1)])
+        _kernels(signature)
     except Unwritten:
         return False
+    return True
 
 
-def _alone(signature: Signature) -> Signature:
-    """The signature of the text of one parameter, which a written kernel takes for all."""
-    return replace(signature, bundle=1)
+def _kernels(signature: Signature) -> list[tuple[Written, Any]]:
+    """The kernels of all passes, written from the text of one parameter, each with what Triton launches."""
+    alone = replace(signature, bundle=1)
+    return [_compiled(alone, stage) for stage in range(len(signature.rounds) + 1)]
 
 
 def compile_ahead(signature: Signature, stage: int) -> None:
     """Have Triton compile a kernel without a launch."""
-    made, function = _compiled(_alone(signature), stage)
+    made, function = _kernels(signature)[stage]
     known = [signature.compute_dtype] * stage
-    singles = [dtype for _, slot, dtype in signature.slots if slot.reduce == "all"][: bool(made.singles)]
-    outs = [*singles, *[signature.compute_dtype] * bool(made.sums)]
     whole, short = torch.int64, torch.int32
-    arguments = [whole, whole, whole, torch.float64, short, short, whole, *known, *outs, 1]
+    arguments = [whole, whole, whole, torch.float64, short, short, whole, *known, *made.outputs, 1]
     with torch.cuda.device(signature.device):
         function.warmup(*arguments, grid=(1,), enable_fp_fusion=False)
 
@@ -85,18 +85,11 @@ class Tiled(Bundle):
 
     def __init__(self, signature: Signature, jobs: list[Job]) -> None:
         super().__init__(replace(signature, bundle=len(jobs)), jobs)
-        device, storage, count = signature.device, signature.storage, range(len(jobs))
-        held = [[*leaves((self._params[i], [column[i] for column in self._state]))] for i in count]
-        addresses = [[t.data_ptr() for t in column] for column in zip(*held, strict=True)]
-        self._lengths = [sum(x.numel() for x in leaves(self._params[i])) for i in count]
-        self._aligned = signature.aligned and not any(a % _ALIGNED for column in addresses for a in column)
-        signature = replace(signature, bundle=1, aligned=self._aligned)
-        self.kernels = [_compiled(signature, stage) for stage in range(len(signature.rounds) + 1)]
+        device = signature.device
         last: Written = self.kernels[-1][0]
-        self._memory = _there(addresses, device)
         self._to = [self._memory[i] for i in last.singles]
-        self._single_dtype = held[0][last.singles[0]].dtype if last.singles else None
-        rows = [length // (storage.length or 1) for length in self._lengths]
+        lengths = [sum(x.numel() for x in leaves(param)) for param in self._params]
+        rows = [length // (signature.storage.length or 1) for length in lengths]
         firsts = [0, *accumulate(-(-n // last.chunk) for n in rows)]
         self._programs = firsts[-1]
         starts = torch.tensor(firsts, dtype=torch.int32, device="cpu")
@@ -104,12 +97,21 @@ class Tiled(Bundle):
         chunks = torch.arange(self._programs, device="cpu") - starts[jobs_of]
         self._where = tuple(x.to(device) for x in (jobs_of.int(), chunks.int(), torch.tensor(rows, device="cpu")))
         self._firsts = starts.to(device)
-        self._apart = _there(list(count), device) if self.places is not None else None
+        self._apart = _there(range(len(jobs)), device) if self.places is not None else None
         self._placed: tuple[list[int], Tensor] | None = None
         self._now: list[Tensor] = []
 
-    def _made(self, signature: Signature) -> list[Any]:
-        return []
+    def _look(self) -> None:
+        """Note where parameters and state lie besides."""
+        super()._look()
+        count = range(len(self.jobs))
+        held = [[*leaves((self._params[i], [column[i] for column in self._state]))] for i in count]
+        addresses = [[t.data_ptr() for t in column] for column in zip(*held, strict=True)]
+        self._aligned = self.signature.aligned and not any(a % _ALIGNED for column in addresses for a in column)
+        self._memory = _there(addresses, self.signature.device)
+
+    def _compiled(self) -> list[Any]:
+        return _kernels(replace(self.signature, aligned=self._aligned))
 
     @property
     def alike(self) -> Any:
@@ -166,7 +168,7 @@ class Tiled(Bundle):
         kernel, function = self.kernels[stage]
         count, partials, outs = len(grads), None, []
         if kernel.singles:
-            outs.append(self._memory.new_empty(len(kernel.singles), count, dtype=self._single_dtype))
+            outs.append(self._memory.new_empty(len(kernel.singles), count, dtype=kernel.single_dtype))
         if kernel.sums:
             partials = self._memory.new_empty(self._programs, kernel.sums, dtype=self.signature.compute_dtype)
             outs.append(partials)

@@ -37,18 +37,28 @@ class Written:
 
     Attributes:
         signature: of the text that it was written from.
+        stage: which pass it is.
         name: of the function in `source`.
         singles: the arguments that are single numbers of state and change, by their place.
         sums: how many sums it gives for each chunk.
         chunk: elements that a program moves; rows where state is kept in blocks.
+        single_dtype: of those numbers, where there are any.
     """
 
     signature: Signature
+    stage: int
     name: str
     source: str
     singles: tuple[int, ...]
     sums: int
     chunk: int
+    single_dtype: torch.dtype | None = None
+
+    @property
+    def outputs(self) -> tuple[torch.dtype, ...]:
+        """The dtypes of what a launch fills beside parameters and state: single numbers of state, sums."""
+        numbers = () if self.single_dtype is None else (self.single_dtype,)
+        return (*numbers, *(self.signature.compute_dtype,) * bool(self.sums))
 
 
 def written(signature: Signature, stage: int) -> Written:
@@ -70,9 +80,12 @@ def function(kernel: Written) -> Any:
     return triton.jit(names[kernel.name], do_not_specialize=["job_count"])
 
 
-_INTS = {torch.int8: "int8", torch.uint8: "uint8", torch.int16: "int16", torch.int32: "int32", torch.int64: "int64"}
 _NAMES = {
-    **_INTS,
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.int16: "int16",
+    torch.int32: "int32",
+    torch.int64: "int64",
     torch.bool: "int1",
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
@@ -165,7 +178,8 @@ class _Writer:
         name = f"{self.signature.rule.__name__.lower()}_{self.stage}"
         lines = [*self._head(name, len(sums)), *self.before, *self._loop(), *self.after]
         source = "\n    ".join(lines) + "\n"
-        return Written(self.signature, name, source, tuple(self.singles), self.sums, self.chunk)
+        single = next((_dtype(self.places[i]) for i in self.singles), None)
+        return Written(self.signature, self.stage, name, source, tuple(self.singles), self.sums, self.chunk, single)
 
     def _head(self, name: str, known: int) -> list[str]:
         """The arguments, and which chunk of which parameter is this program's."""
@@ -245,10 +259,10 @@ class _Writer:
         args = node.args
         if unread := {name for name, x in node.kwargs.items() if x is not None} - _READ:
             raise Unwritten(f"{node.target} with {', '.join(sorted(unread))}")
-        if base in _SAME and str(node.target) != "aten.view_copy.dtype":
-            return self._value(args[0])
         if str(node.target) == "aten.view_copy.dtype":
             return f"({self._value(args[0])}).to(tl.{_NAMES[value.dtype]}, bitcast=True)"
+        if base in _SAME:
+            return self._value(args[0])
         if base == "_to_copy":
             return self._cast(self._value(args[0]), _dtype(args[0]), value.dtype)
         if base == "copy":
