@@ -54,29 +54,32 @@ def _seen(jobs: list[Job]) -> tuple[Any, ...]:
 
 def _bundled(jobs: list[Job]) -> tuple[list[Job], list[Bundle]]:
     """The jobs that no kernel serves, and bundles of the others with all their kernels made."""
-    rule = jobs[0].rule
-    tiny = [job for job in jobs if not compiles(rule, job)]
+    others: list[Job] = []
     kinds: dict[tuple[Signature, Any], list[Job]] = {}
     for job in jobs:
-        if compiles(rule, job):
-            across = job.layout and (job.layout.mesh, job.layout.sharded)
-            kinds.setdefault((signature_of(rule, job), across), []).append(job)
-    # On a GPU scratch would cost launches of its own: a step inside backward moves one parameter.
-    kinds = {
-        (replace(key[0], bundle=1) if len(members) == 1 and key[0].device.type == "cuda" else key[0], key[1]): members
-        for key, members in kinds.items()
-    }
-    compiled = {key: members for key, members in kinds.items() if not is_written(key[0])}
+        if not compiles(job.rule, job):
+            others.append(job)
+            continue
+        across = job.layout and (job.layout.mesh, job.layout.sharded)
+        kinds.setdefault((signature_of(job.rule, job), across), []).append(job)
+    bundles: list[Bundle] = []
+    compiled: list[tuple[Signature, list[Job]]] = []
+    for (signature, _), members in kinds.items():
+        if is_written(signature):
+            bundles.append(Tiled(signature, members))
+            continue
+        # On a GPU scratch would cost launches of its own: a step inside backward moves one parameter.
+        alone = len(members) == 1 and signature.device.type == "cuda"
+        compiled.append((replace(signature, bundle=1) if alone else signature, members))
     for signature, _ in compiled:
         for stage in range(len(signature.rounds) + 1):
             kernel(signature, stage)
-    bundles: list[Bundle] = [Tiled(key[0], members) for key, members in kinds.items() if key not in compiled]
     bundles += [
         Bundle(signature, members[start : start + signature.bundle])
-        for (signature, _), members in compiled.items()
+        for signature, members in compiled
         for start in range(0, len(members), signature.bundle)
     ]
-    return tiny, bundles
+    return others, bundles
 
 
 def compiles(rule: type[Rule], job: Job) -> bool:
