@@ -18,69 +18,19 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
-BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
-RULES = [
-    "adamw",
-    "lion",
-    "lamb",
-    "madgrad",
-    "adan",
-    "muon",
-    "adafactor",
-    "adamp",
-    "sgd",
-    "adam",
-    "nadam",
-    "radam",
-    "adamax",
-    "adagrad",
-    "adadelta",
-    "rmsprop",
-    "adopt",
-    "adabelief",
-    "laprop",
-    "lars",
-    "novograd",
-    "came",
-    "prodigy",
-    "soap",
-]
+from gpu_account import RULES, Make, shapes_of, ways, write  # noqa: E402
+
+#: Those that are measured on every model; the others of `RULES` on the first.
+FIRST = ("adamw", "lion", "lamb", "madgrad", "adan", "muon")
 MODELS = {"vit_s": "ViT-S/16, 152 tensors, 22 million numbers", "gpt2": "GPT-2, 148 tensors, 124 million numbers"}
 STEPS = 12
-Make = Callable[[Sequence[Any]], Any]
-
-
-def shapes_of(model: str) -> list[tuple[int, ...]]:
-    """The shapes of a model's parameters."""
-    from gpu_account import vit_small
-
-    if model == "vit_s":
-        return vit_small()
-    d = 768
-    block = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [(50257, d), (1024, d), *block * 12, (d,), (d,)]
-
-
-def ways(rule: str) -> Iterator[tuple[str, Make]]:
-    """How a rule is run, by whom."""
-    from descend.catalogue import create_optimizer_v2
-    from descend.lab.bench.peers import PEERS
-
-    lr = 0.1 if rule in ("sgd", "lars") else 1e-3
-    options = {"lr": lr, "momentum": 0.9} if rule in ("sgd", "lars") else {"lr": lr}
-    yield "descend", lambda params: create_optimizer_v2(params, rule, **options)
-    yield "descend foreach", lambda params: create_optimizer_v2(params, rule, foreach=True, **options)
-    for peer in PEERS:
-        if peer.version() and not peer.slow:
-            for way, make in peer.ways(rule, options):
-                yield f"{peer.library} {way}", make
 
 
 def variants() -> Iterator[tuple[str, str, list[tuple[str, Make]]]]:
@@ -175,11 +125,13 @@ def record(path: str, seconds: str = "600") -> None:
     versions |= {peer.library: version for peer in PEERS if (version := peer.version()) and peer.library != "torch"}
     told: dict[str, Any] = {"card": torch.cuda.get_device_name(), "versions": versions, "copy_tb_s": _copied()}
     told["rows"] = rows = []
-    cases = [("adamw", "float32", [*ways("adamw")]), *variants()]
-    cases += [(rule, "float32", [*ways(rule)]) for rule in RULES if rule != "adamw"]
-    both = len(cases) - len(RULES) + 6
-    rounds = [(model, *case) for model in MODELS for case in cases[:both]]
-    for model, label, dtype, makers in [*rounds, *(("vit_s", *case) for case in cases[both:])]:
+    ours = {"descend": {}, "descend foreach": {"foreach": True}}
+    peers = [peer for peer in PEERS if not peer.slow]
+    plain = {rule: (rule, "float32", [*ways(rule, ours, peers)]) for rule in (*FIRST, *RULES, "soap")}
+    usual = [plain.pop(rule) for rule in FIRST]
+    usual[1:1] = variants()
+    cases = [(model, *case) for model in MODELS for case in usual]
+    for model, label, dtype, makers in [*cases, *(("vit_s", *case) for case in plain.values())]:
         for way, make in makers:
             if time.monotonic() > limit:
                 print("out of time", file=sys.stderr)
@@ -271,10 +223,7 @@ def main(command: str, *arguments: str) -> int:
         record(*arguments)
         return 0
     source, page = arguments
-    path = Path(page)
-    before, rest = path.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    path.write_text(f"{before}{BEGIN}\n\n{render(json.loads(Path(source).read_text()))}\n\n{END}{after}")
+    write(page, "measured", render(json.loads(Path(source).read_text())))
     return 0
 
 

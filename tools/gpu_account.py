@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests/gpu"))
 
-BEGIN, END = "<!-- account -->", "<!-- /account -->"
+Make = Callable[[Sequence[Any]], Any]
 RULES = [
     "adamw",
     "adam",
@@ -55,27 +57,28 @@ GPUS = {"H100 SXM": 3.35e12, "RTX 4090": 1.008e12}
 LAUNCH = 5e-6
 
 
-def vit_small(width: int = 384) -> list[tuple[int, ...]]:
-    """The shapes of a ViT-S/16: 152 tensors."""
-    d = width
-    shapes: list[tuple[int, ...]] = [(1, 1, d), (1, 197, d), (d, 3, 16, 16), (d,)]
-    for _ in range(12):
-        shapes += [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
-    return [*shapes, (d,), (d,), (1000, d), (1000,)]
+def shapes_of(model: str) -> Sequence[tuple[int, ...]]:
+    """The shapes of the parameters of a model of the lab."""
+    from descend.lab.models import model_of
+
+    return model_of(model).shapes
 
 
-def ways(rule: str) -> Iterator[tuple[str, Callable[[Sequence[Any]], Any]]]:
+def options_of(rule: str) -> dict[str, float]:
+    """What every library is told."""
+    return {"lr": 0.1, "momentum": 0.9} if rule in ("sgd", "lars") else {"lr": 1e-3}
+
+
+def ways(rule: str, ours: Mapping[str, Mapping[str, Any]], peers: Iterable[Any]) -> Iterator[tuple[str, Make]]:
     """How a rule is run, by whom: the names of the columns, and what makes the optimizer."""
     from descend.catalogue import create_optimizer_v2
-    from descend.lab.bench.peers import PEERS
 
-    lr = 0.1 if rule in ("sgd", "lars") else 1e-3
-    more = {"momentum": 0.9} if rule in ("sgd", "lars") else {}
-    for way in ("foreach", "fused"):
-        yield f"descend {way}", lambda params, way=way: create_optimizer_v2(params, rule, lr=lr, **{way: True}, **more)
-    for peer in PEERS[:2]:
+    options = options_of(rule)
+    for name, way in ours.items():
+        yield name, lambda params, way=way: create_optimizer_v2(params, rule, **options, **way)
+    for peer in peers:
         if peer.version():
-            for way, make in peer.ways(rule, {"lr": lr, **more}):
+            for way, make in peer.ways(rule, options):
                 yield f"{peer.library} {way}", make
 
 
@@ -87,7 +90,7 @@ def account(make: Callable[[Sequence[Any]], Any], dtype: str = "float32") -> dic
 
     with virtual.VirtualGpu() as gpu, uncompiled():
         number = getattr(torch, dtype)
-        params = [torch.nn.Parameter(virtual.to_gpu(torch.zeros(s, dtype=number) + 0.02)) for s in vit_small()]
+        params = [torch.nn.Parameter(virtual.to_gpu(torch.zeros(s, dtype=number) + 0.02)) for s in shapes_of("vit_s")]
         optimizer = make(params)
         for p in params:
             p.grad = virtual.to_gpu(torch.full(p.shape, 0.01, dtype=number))
@@ -103,24 +106,29 @@ def record() -> dict[str, Any]:
     import virtual
 
     import descend
+    from descend.lab.bench.peers import PEERS
 
     torch.set_num_threads(1)
     virtual.install()
-    found: dict[str, dict[str, Any]] = {}
-    for rule in RULES:
-        found[rule] = {}
-        for column, make in ways(rule):
-            found[rule][column] = _tried(make)
+    ours = {"descend foreach": {"foreach": True}, "descend fused": {"fused": True}}
+    found: dict[str, dict[str, Any]] = {
+        rule: {column: _tried(make) for column, make in ways(rule, ours, PEERS[:2])} for rule in RULES
+    }
     for label, options in VARIANTS.items():
         rest = {name: value for name, value in options.items() if name != "dtype"}
         found[label] = {
-            f"descend {way}": _tried(
-                lambda params, way=way, rest=rest: descend.AdamW(params, **{way: True}, **rest),
+            column: _tried(
+                lambda params, way=way, rest=rest: descend.AdamW(params, **way, **rest),
                 **{name: value for name, value in options.items() if name == "dtype"},
             )
-            for way in ("foreach", "fused")
+            for column, way in ours.items()
         }
-    return {"torch": torch.__version__.split("+")[0], "model": "ViT-S/16", "tensors": len(vit_small()), "rules": found}
+    return {
+        "torch": torch.__version__.split("+")[0],
+        "model": "ViT-S/16",
+        "tensors": len(shapes_of("vit_s")),
+        "rules": found,
+    }
 
 
 def _tried(make: Callable[[Sequence[Any]], Any], **more: Any) -> dict[str, int] | None:
@@ -175,10 +183,13 @@ def main(command: str, source: str, page: str = "") -> None:
     if command == "record":
         Path(source).write_text(json.dumps(record(), indent=1) + "\n")
         return
+    write(page, "account", render(json.loads(Path(source).read_text())))
+
+
+def write(page: str, mark: str, block: str) -> None:
+    """Put a block between a page's marks."""
     path = Path(page)
-    before, rest = path.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    path.write_text(f"{before}{BEGIN}\n\n{render(json.loads(Path(source).read_text()))}\n\n{END}{after}")
+    path.write_text(table.insert(path.read_text(), f"\n{block}\n", mark))
 
 
 if __name__ == "__main__":

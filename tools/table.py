@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- table -->", "<!-- /table -->"
 
 
 def holes(record: dict[str, Any]) -> list[str]:
@@ -109,15 +108,16 @@ Made by {source(record)}.
 """
 
 
-def insert(text: str, block: str) -> str:
+def insert(text: str, block: str, mark: str = "table") -> str:
     """The text with the block between its markers.
 
     Raises:
         ValueError: if the markers are missing.
     """
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"README.md has no {BEGIN} ... {END} to write between")
-    return f"{text[: text.index(BEGIN)]}{BEGIN}\n{block}\n{text[text.index(END) :]}"
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"the page has no {begin} ... {end} to write between")
+    return f"{text[: text.index(begin)]}{begin}\n{block}\n{text[text.index(end) :]}"
 
 
 def main(path: Path) -> None:
