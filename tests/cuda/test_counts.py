@@ -27,11 +27,7 @@ def stepped(row: budget.Row) -> tuple[torch.optim.Optimizer, list[torch.nn.Param
     """The row's optimizer after two steps."""
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape, device="cuda").to(row.dtype)) for shape in budget.SHAPES]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in params if p.dim() > 1]},
-        {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = getattr(descend, row.rule)(groups, **row.options)
+    optimizer = getattr(descend, row.rule)(budget.grouped(params), **row.options)
     for p in params:
         p.grad = torch.randn_like(p)
     for _ in range(2):

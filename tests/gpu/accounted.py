@@ -111,12 +111,8 @@ def train(row: budget.Row, gpu: virtual.VirtualGpu | None, steps: int = 3) -> li
     torch.manual_seed(0)
     place = virtual.to_gpu if gpu else torch.clone
     params = [torch.nn.Parameter(place(torch.randn(shape).to(row.dtype))) for shape in budget.SHAPES]
-    groups = [
-        {"params": [p for p in params if p.dim() > 1]},
-        {"params": [p for p in params if p.dim() <= 1], "weight_decay": 0.0},
-    ]
     ways = {} if gpu else {"fused": False, "foreach": False}
-    optimizer = getattr(descend, row.rule)(groups, **{**row.options, **ways})
+    optimizer = getattr(descend, row.rule)(budget.grouped(params), **{**row.options, **ways})
     for _ in range(steps):
         for p in params:
             p.grad = place(torch.randn(p.shape, device="cpu").to(row.dtype))

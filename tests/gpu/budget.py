@@ -6,6 +6,7 @@ as long as multi-tensor kernels hold whole lists.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,13 @@ class Row:
         options = [f"{name}={value}" for name, value in self.options.items()]
         dtype = ["bf16"] if self.dtype is torch.bfloat16 else []
         return "-".join([self.rule, *dtype, *options, *["GradScaler"] * self.scaled])
+
+
+def grouped(params: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """Two groups: what is decayed, and biases and scales, which are not."""
+    params = list(params)
+    flat = [p for p in params if p.dim() <= 1]
+    return [{"params": [p for p in params if p.dim() > 1]}, {"params": flat, "weight_decay": 0.0}]
 
 
 FUSED, FOREACH, CAPTURABLE = {"fused": True}, {"foreach": True}, {"capturable": True}
