@@ -15,7 +15,7 @@ import virtual
 from torch import Tensor
 
 import descend
-from descend.engine.executors import kernels, tiled, tiles
+from descend.engine.executors import kernels, tiled, triton_launch, writer
 
 
 def stand_in(signature: kernels.Signature, stage: int) -> Any:
@@ -46,7 +46,7 @@ def stand_in_launch(function: Any, programs: int, *arguments: Any, **constants: 
     account.note("launches", "kernel")
     with account.closed():
         given = [virtual.to_host(x) for x in arguments]
-        if isinstance(function, tiles.Written):
+        if isinstance(function, writer.Written):
             account.traffic += _moved(function, *given)
         elif function == "total":
             partials, firsts, totals = given
@@ -57,7 +57,7 @@ def stand_in_launch(function: Any, programs: int, *arguments: Any, **constants: 
             out[start : start + count] = torch.tensor(numbers[:count], device="cpu")
 
 
-def _moved(kernel: tiles.Written, held: Tensor, addresses: Tensor, rows: Tensor, table: Tensor, *rest: Any) -> int:
+def _moved(kernel: writer.Written, held: Tensor, addresses: Tensor, rows: Tensor, table: Tensor, *rest: Any) -> int:
     """Run the text on each parameter, whose memory the tables name; the bytes that the kernel reads and writes."""
     jobs, _, sizes, *others, count = rest
     partials = others.pop() if kernel.sums else None
@@ -95,9 +95,9 @@ def uncompiled() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_compiled", stand_in)
         patch.setattr(kernels, "BUNDLE", budget.BUNDLE)
-        patch.setattr(tiled, "function", lambda kernel: kernel)
-        patch.setattr(tiled, "launch", stand_in_launch)
-        patch.setattr(tiled, "_fixed", str)
+        patch.setattr(triton_launch, "function", lambda kernel: kernel)
+        patch.setattr(triton_launch, "launch", stand_in_launch)
+        patch.setattr(triton_launch, "_fixed", str)
         patch.setattr("descend.engine.executors.fused._missing_compiler", lambda device: None)
         kernels.kernel.cache_clear()
         tiled._compiled.cache_clear()

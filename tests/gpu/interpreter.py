@@ -41,7 +41,7 @@ def interpreted() -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     # Imported before what is imported would be interpreted for good.
-    from descend.engine.executors import tiled, triton_functions  # noqa: F401
+    from descend.engine.executors import triton_functions, triton_launch  # noqa: F401
 
     convert = interpreter._convert_float
 
@@ -58,7 +58,7 @@ def interpreted() -> Iterator[None]:
         return interpreter.TensorHandle(np.full(kind.shape, one.data, one.data.dtype), one.dtype.scalar)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled, "launch", launch)
+        patch.setattr(triton_launch, "launch", launch)
         patch.setattr(interpreter, "_convert_float", rounded)
         patch.setattr(interpreter.InterpreterBuilder, "create_splat", spread)
         patch.setattr(JITFunction, "__call__", _inner)

@@ -12,7 +12,7 @@ from pathlib import Path
 import target
 import torch
 
-from descend.engine.executors import tiles
+from descend.engine.executors import triton_launch, writer
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ _NAMES = {
 }
 
 
-def of_written(kernel: tiles.Written, target: str) -> Machine:
+def of_written(kernel: writer.Written, target: str) -> Machine:
     """What becomes of a written kernel on ``sm_80``, ``sm_90`` or ``gfx942``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import ASTSource
 
-    function = tiles.function(kernel)
+    function = triton_launch.function(kernel)
     computed = {
         name: kernel.signature.compute_dtype for name in function.arg_names if name.startswith(("known", "part"))
     }

@@ -74,7 +74,7 @@ def compared(course: Course, gpu: VirtualGpu) -> float:
     launched = 0
     with interpreted():
         ours, _ = course.run(virtual.to_gpu, fused=True)
-        launched = sum(count for what, count in gpu.account.launches.items() if "tiled.py" in what)
+        launched = sum(count for what, count in gpu.account.launches.items() if "triton_launch.py" in what)
     assert launched >= course.steps, gpu.account
     expected, _ = course.run(torch.clone, fused=False, foreach=False)
     start = [small.noise(shape, course.dtype, -1, i) for i, shape in enumerate(course.shapes)]

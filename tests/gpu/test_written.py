@@ -14,7 +14,7 @@ import virtual
 from virtual import VirtualGpu
 
 import descend
-from descend.engine.executors import fused, kernels, tiles
+from descend.engine.executors import fused, kernels, tiled, writer
 from descend.engine.plan import trial_jobs
 from helpers.cases import ROWS, Row
 
@@ -64,13 +64,13 @@ ADAMW = """\
 
 
 @cache
-def written(name: str) -> tuple[tiles.Written, ...]:
+def written(name: str) -> tuple[writer.Written, ...]:
     """The kernel of each pass of a case."""
     rule, options, dtype = CASES[name]
     p = torch.nn.Parameter(virtual.to_gpu(torch.zeros(96, 64, dtype=dtype)))
     (job,) = trial_jobs(getattr(descend, rule)([p], **{"lr": 0.1, **options, "fused": True}))
     signature = kernels.signature_of(job.rule, job)
-    return tuple(tiles.written(signature, stage) for stage in range(len(signature.rounds) + 1))
+    return tuple(tiled.written(signature, stage) for stage in range(len(signature.rounds) + 1))
 
 
 def test_the_lines_of_adamw(gpu: VirtualGpu, triton: object) -> None:
@@ -104,7 +104,7 @@ def signatures(row: Row, variants: Any) -> Iterator[kernels.Signature]:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_flat_rule_is_written(row: Row, gpu: VirtualGpu, triton: object) -> None:
     for signature in {*signatures(row, row.variants[:1])}:
-        tiles.written(signature, len(signature.rounds))
+        tiled.written(signature, len(signature.rounds))
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_every_flat_rule_is_written(row: Row, gpu: VirtualGpu, triton: object) -
 def test_every_variant_is_written(row: Row, gpu: VirtualGpu, triton: object) -> None:
     for signature in {*signatures(row, row.variants)}:
         for stage in range(len(signature.rounds) + 1):
-            tiles.written(signature, stage)
+            tiled.written(signature, stage)
 
 
 def test_rules_with_a_kernel(gpu: VirtualGpu) -> None:
@@ -146,5 +146,5 @@ def test_machine_code_of_amd(name: str, gpu: VirtualGpu, triton: object) -> None
 def test_without_a_known_length_loads_are_narrow(gpu: VirtualGpu, triton: object) -> None:
     """What is not known to begin at multiples of 16 bytes is not read as if it did."""
     (kernel,) = written("AdamW")
-    narrow = tiles.written(replace(kernel.signature, aligned=False), 0)
+    narrow = tiled.written(replace(kernel.signature, aligned=False), 0)
     assert ptx.of_written(narrow, "sm_90").vector_loads == 0

@@ -9,7 +9,7 @@ import torch
 
 from descend.engine.executors import chosen, fused
 from descend.engine.executors.kernels import kernel, signature_of
-from descend.engine.executors.tiled import compile_ahead, is_written
+from descend.engine.executors.tiled import is_written, kernels
 from descend.engine.plan import Owner, trial_jobs
 from descend.engine.unwrapped import unwrap
 
@@ -46,10 +46,13 @@ def warm_up(optimizer: Owner) -> WarmUp:
     optimizer = unwrap(optimizer)  # type: ignore[type-var]
     jobs = [job for job in trial_jobs(optimizer) if chosen(job) == "fused"]
     signatures = {signature_of(job.rule, job) for job in jobs if fused.compiles(job.rule, job)}
-    kernels = []
+    found = []
     for signature in signatures:
         for stage in range(len(signature.rounds) + 1):
             start = time.perf_counter()
-            (compile_ahead if is_written(signature) else kernel)(signature, stage)
-            kernels.append((signature.describe(stage), time.perf_counter() - start))
-    return WarmUp(tuple(kernels))
+            if is_written(signature):
+                kernels(signature)[stage].compile_ahead(signature.device)
+            else:
+                kernel(signature, stage)
+            found.append((signature.describe(stage), time.perf_counter() - start))
+    return WarmUp(tuple(found))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import descend
 from descend.engine import torch_private
-from descend.engine.executors import kernels
+from descend.engine.executors import cpp_library, kernels, tiled
 
 EXECUTORS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
@@ -25,9 +26,16 @@ EXECUTORS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": 
 @pytest.fixture(autouse=True)
 def _nothing_compiled() -> Iterator[None]:
     """Kernels of this test's own."""
-    kernels.kernel.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
+    """As in a process that has just begun."""
     kernels.kernel.cache_clear()
+    tiled._compiled.cache_clear()
+    cpp_library.library.cache_clear()
 
 
 class Passing(TorchDispatchMode):
@@ -88,15 +96,20 @@ def test_torch_compile_switched_off_by_the_environment(variable: str) -> None:
     assert done.stdout.strip() == "moved", done.stderr
 
 
-def test_a_failed_compile_names_torch_and_what_works_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name, module, step", [("AdamMini", kernels, "compiled"), ("SGD", cpp_library, "_compiled")])
+def test_a_failed_compile_names_torch_and_what_works_without(
+    name: str, module: ModuleType, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def broken(*_: object) -> None:
         raise AttributeError("module has no attribute 'compile_fx'")
 
-    monkeypatch.setattr(kernels, "compiled", broken)
+    monkeypatch.setenv(cpp_library.CACHE, str(tmp_path))
+    monkeypatch.setattr(module, step, broken)
     p = nn.Parameter(torch.ones(3, 5))
     p.grad = torch.ones_like(p)
-    optimizer = descend.SGD([p], lr=0.25, fused=True)
-    with pytest.raises(RuntimeError, match=r"torch 2\.\d+.* did not compile SGD for float32 on cpu.*foreach=True"):
+    optimizer = getattr(descend, name)([p], lr=0.25, fused=True)
+    message = rf"torch 2\.\d+.* did not compile {name} for float32 on cpu.*foreach=True"
+    with pytest.raises(RuntimeError, match=message):
         optimizer.step()
     assert bool((p == 1).all())
 
@@ -113,9 +126,29 @@ def test_compiled_code_is_found_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     hits = counters["inductor"]["fxgraph_cache_hit"]
-    for found in (0, 1):
+    for found in (0, 2):  # AdamMini sums, and so has two passes
+        p = nn.Parameter(torch.ones(3, 5))
+        p.grad = torch.ones_like(p)
+        descend.AdamMini([p], lr=0.25, fused=True).step()
+        assert counters["inductor"]["fxgraph_cache_hit"] == hits + found
+        forget()
+
+
+def test_a_written_kernel_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cpp_library.CACHE, str(tmp_path))
+    for _ in range(2):
         p = nn.Parameter(torch.ones(3, 5))
         p.grad = torch.ones_like(p)
         descend.SGD([p], lr=0.25, fused=True).step()
-        assert counters["inductor"]["fxgraph_cache_hit"] == hits + found
-        kernels.kernel.cache_clear()
+        assert bool((p == 0.75).all())
+        forget()
+        monkeypatch.setattr(cpp_library, "_compiled", None)
+
+
+def test_code_that_cannot_be_kept_runs_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(cpp_library.CACHE, str(tmp_path / "file" / "folder"))
+    p = nn.Parameter(torch.ones(3, 5))
+    p.grad = torch.ones_like(p)
+    descend.SGD([p], lr=0.25, fused=True).step()
+    assert bool((p == 0.75).all())

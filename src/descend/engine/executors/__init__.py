@@ -133,7 +133,7 @@ def chosen(job: Job) -> Way:
     if wanted is None:
         native = type(job.param) in (Tensor, torch.nn.Parameter)
         on_gpu = job.local_param.device.type in ("cuda", "xpu")
-        if native and job.group["fused"] is None and fused.serves(job.rule, job):
+        if (native or job.layout) and job.group["fused"] is None and fused.serves(job.rule, job):
             return "fused"
         wanted = native and (on_gpu or job.numel <= foreach.FEW)
     served = not profile(job.rule, job).shaped or foreach.is_stacked(job)

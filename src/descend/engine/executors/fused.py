@@ -1,9 +1,8 @@
-"""Compiled execution: the same text as one pass over memory, eight parameters a call."""
+"""Compiled execution: the same text as one pass over memory."""
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from descend.engine.executors import foreach, loop
+from descend.engine.executors import cpp_library, foreach, loop, triton_launch
 from descend.engine.executors.bundle import Bundle, Tables
 from descend.engine.executors.foreach import is_stacked
 from descend.engine.executors.kernels import Signature, kernel, signature_of
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.sums import StepGenerator, Totals
-from descend.engine.executors.tiled import Tiled, is_runnable, is_written
+from descend.engine.executors.tiled import Tiled, is_written
 from descend.engine.job import Job, is_dense, is_plain
 from descend.engine.rule import Rule
 
@@ -106,7 +105,11 @@ def compiles(rule: type[Rule], job: Job) -> bool:
 def serves(rule: type[Rule], job: Job) -> bool:
     """Whether compiled execution is the default: one launch moves all parameters, and the machine can compile it."""
     device = job.local_param.device
-    if device.type != "cuda" or profile(rule, job).shaped or not is_runnable(device):
+    if device.type == "cuda":
+        can_compile = triton_launch.is_runnable(device)
+    else:  # the steps of small parameters take less time than a compiler does
+        can_compile = device.type == "cpu" and job.numel > foreach.FEW and cpp_library.is_runnable()
+    if not can_compile or profile(rule, job).shaped:
         return False
     return compiles(rule, job) and is_written(signature_of(rule, job))
 
@@ -136,8 +139,7 @@ def check(kind: str, name: str, p: Tensor) -> None:
 
 def _missing_compiler(device: str) -> str | None:
     if device == "cpu":
-        candidates = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
-        if not any(shutil.which(candidate) for candidate in candidates if candidate):
+        if cpp_library.compiler() is None and shutil.which("cl") is None:
             return "C++ compiler: install one (Debian: apt-get install g++, macOS: xcode-select --install)"
     elif find_spec("triton") is None and device not in ("mps", "meta"):
         return "Triton: install it (pip install triton)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -264,15 +265,8 @@ def kernel(signature: Signature, stage: int) -> Compiled:
 
     It takes the leaves of parameters, state, gradients, table and sums in a list.
     """
-    what = signature.describe(stage)
-    with _announced(what), torch.no_grad():
-        try:
-            return _compiled(signature, stage)
-        except Exception as error:
-            raise RuntimeError(
-                f"torch {torch.__version__} did not compile {what}: {type(error).__name__}: {error}; "
-                "foreach=True works without a compiler"
-            ) from error
+    with compiling(signature.describe(stage)), torch.no_grad():
+        return _compiled(signature, stage)
 
 
 def _compiled(signature: Signature, stage: int) -> Compiled:
@@ -351,19 +345,24 @@ def example(signature: Signature, stage: int) -> tuple[Any, ...]:
     return params, state, grads, table, sums
 
 
-class _announced:
-    """Says on stderr what is being compiled once it takes longer than a moment."""
+@contextmanager
+def compiling(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """A time of compiling, which is said on stderr once it takes longer than a moment. Errors name what works without."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def say() -> None:
+        print(f"descend: compiling {what} ...", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> None:
-        self.timer = threading.Timer(_PATIENCE, self._say)
-        self.timer.daemon = True
-        self.timer.start()
-
-    def _say(self) -> None:
-        print(f"descend: compiling {self.what} ...", file=sys.stderr, flush=True)
-
-    def __exit__(self, *_: object) -> None:
-        self.timer.cancel()
+    timer = threading.Timer(_PATIENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"torch {torch.__version__} did not compile {what}: {type(error).__name__}: {error}; "
+            "foreach=True works without a compiler"
+        ) from error
+    finally:
+        timer.cancel()

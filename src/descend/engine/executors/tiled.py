@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
-from importlib.util import find_spec
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any
@@ -16,68 +14,49 @@ import torch
 from torch import Tensor
 
 from descend.engine.executors.bundle import Bundle, Tables
-from descend.engine.executors.kernels import Signature, leaves
-from descend.engine.executors.tiles import Unwritten, Written, function, written
+from descend.engine.executors.cpp_launch import CppKernel
+from descend.engine.executors.cpp_writer import CppWriter
+from descend.engine.executors.kernels import Signature, compiling, leaves
+from descend.engine.executors.triton_launch import TritonKernel, placed
+from descend.engine.executors.triton_writer import TritonWriter
+from descend.engine.executors.writer import Unwritten, Writer, Written
 from descend.engine.job import Job
 
-_ALIGNED = 16  # bytes that are loaded at once
+Kernel = TritonKernel | CppKernel
+
+_ALIGNED = 16  # bytes that a GPU loads at once
+_WRITERS: dict[str, type[Writer]] = {"cuda": TritonWriter, "cpu": CppWriter}
 
 
 def is_written(signature: Signature) -> bool:
-    """Whether one launch serves all parameters of a signature: flat texts on a GPU, of operations that have a form."""
-    if signature.shaped or signature.device.type != "cuda":
+    """Whether one launch serves all parameters of a signature: flat texts, of operations that have a form."""
+    device = signature.device.type
+    # Other systems' compilers, and where torch has its threads there, have not been tried.
+    if signature.shaped or device not in _WRITERS or (device == "cpu" and sys.platform != "linux"):
         return False
     try:
-        _kernels(signature)
+        kernels(signature)
     except Unwritten:
         return False
     return True
 
 
-def _kernels(signature: Signature) -> list[tuple[Written, Any]]:
-    """The kernels of all passes, written from the text of one parameter, each with what Triton launches."""
+def written(signature: Signature, stage: int) -> Written:
+    """The text of the kernel of a pass. Raises :class:`Unwritten`."""
+    return _WRITERS[signature.device.type](signature, stage).write()
+
+
+def kernels(signature: Signature) -> list[Kernel]:
+    """The kernels of all passes, written from the text of one parameter."""
     alone = replace(signature, bundle=1)
     return [_compiled(alone, stage) for stage in range(len(signature.rounds) + 1)]
 
 
-def compile_ahead(signature: Signature, stage: int) -> None:
-    """Have Triton compile a kernel without a launch."""
-    made, function = _kernels(signature)[stage]
-    known = [signature.compute_dtype] * stage
-    whole, short = torch.int64, torch.int32
-    arguments = [whole, whole, whole, torch.float64, short, short, whole, *known, *made.outputs, 1]
-    with torch.cuda.device(signature.device):
-        function.warmup(*arguments, grid=(1,), enable_fp_fusion=False)
-
-
 @cache
-def is_runnable(device: torch.device) -> bool:
-    """Whether Triton is here, and compiles for this device; for its launches it also needs a C compiler."""
-    if find_spec("triton") is None:
-        return False
-    try:
-        _placed([0], device)
-    except Exception as error:
-        warnings.warn(
-            f"Triton does not run on {device}, so steps are multi-tensor operations: {type(error).__name__}: {error}",
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
-@cache
-def _compiled(signature: Signature, stage: int) -> tuple[Written, Any]:
-    """A kernel, and what Triton launches."""
-    made = written(signature, stage)
-    return made, function(made)
-
-
-def launch(function: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Launch a kernel. Products and sums are rounded one by one, as everywhere else."""
-    device = arguments[0].device
-    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
-        function[(programs,)](*arguments, **constants, enable_fp_fusion=False)
+def _compiled(signature: Signature, stage: int) -> Kernel:
+    with compiling(signature.describe(stage), but=(Unwritten,)), torch.no_grad():
+        made = written(signature, stage)
+        return TritonKernel(made) if signature.device.type == "cuda" else CppKernel(made)
 
 
 class Tiled(Bundle):
@@ -86,12 +65,11 @@ class Tiled(Bundle):
     def __init__(self, signature: Signature, jobs: list[Job]) -> None:
         super().__init__(replace(signature, bundle=len(jobs)), jobs)
         device = signature.device
-        last: Written = self.kernels[-1][0]
-        self._to = [self._memory[i] for i in last.singles]
+        last: Written = self.kernels[-1].written
         lengths = [sum(x.numel() for x in leaves(param)) for param in self._params]
         rows = [length // (signature.storage.length or 1) for length in lengths]
         firsts = [0, *accumulate(-(-n // last.chunk) for n in rows)]
-        self._programs = firsts[-1]
+        self._programs, self._size = firsts[-1], sum(lengths)
         starts = torch.tensor(firsts, dtype=torch.int32, device="cpu")
         jobs_of = torch.repeat_interleave(starts.diff())
         chunks = torch.arange(self._programs, device="cpu") - starts[jobs_of]
@@ -111,7 +89,7 @@ class Tiled(Bundle):
         self._memory = _there(addresses, self.signature.device)
 
     def _compiled(self) -> list[Any]:
-        return _kernels(replace(self.signature, aligned=self._aligned))
+        return kernels(replace(self.signature, aligned=self._aligned))
 
     @property
     def alike(self) -> Any:
@@ -141,16 +119,18 @@ class Tiled(Bundle):
         return self._integers(), [k[name] for k in self._known().values() for name in self.signature.scalars]
 
     def _on_device(self, tables: Tables) -> tuple[Tensor, Tensor]:
-        """The same where scalars are tensors; addresses go with launches, since no copy may come from the host."""
+        """The same where scalars are tensors."""
         integers, device = self._integers(), self.signature.device
-        placed = self._placed
-        if torch.cuda.is_current_stream_capturing():
-            placed = integers, _placed(integers, device)  # at each replay, to memory of the graph
-        elif placed is None or placed[0] != integers:
-            placed = self._placed = integers, _placed(integers, device)
+        found = self._placed
+        if device.type == "cpu":
+            found = integers, torch.tensor(integers, device="cpu")
+        elif torch.cuda.is_current_stream_capturing():
+            found = integers, placed(integers, device)  # at each replay, to memory of the graph
+        elif found is None or found[0] != integers:
+            found = self._placed = integers, placed(integers, device)
         known = self._known().values()
         numbers = [tables.number(k[name], device) for k in known for name in self.signature.scalars]
-        return placed[1], torch.stack(numbers).view(len(known), -1)
+        return found[1], torch.stack(numbers).view(len(known), -1)
 
     def _passes(self, tables: Tables) -> Callable[[int, Sequence[Tensor]], Sequence[Tensor]]:
         is_here = not self.jobs[0].group["capturable"]
@@ -165,48 +145,8 @@ class Tiled(Bundle):
         self, tables: Sequence[Tensor], grads: Sequence[Tensor], stage: int, sums: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Run a pass; `grads` are the memory that the tables name, which is there until the last one and not longer."""
-        kernel, function = self.kernels[stage]
-        count, partials, outs = len(grads), None, []
-        if kernel.singles:
-            outs.append(self._memory.new_empty(len(kernel.singles), count, dtype=kernel.single_dtype))
-        if kernel.sums:
-            partials = self._memory.new_empty(self._programs, kernel.sums, dtype=self.signature.compute_dtype)
-            outs.append(partials)
-        if self._programs:
-            launch(function, self._programs, *tables, *sums, *outs, count)
-        if partials is not None:
-            return (_totals(partials, self._firsts),)
-        for i, to in enumerate(self._to):
-            launch(_fixed("scatter"), count, outs[0][i], to)
-        return ()
+        return self.kernels[stage].run(tables, sums, len(grads), self._firsts, self._programs, self._size)
 
 
 def _there(numbers: Any, device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device="cpu").to(device)
-
-
-def _fixed(name: str) -> Any:
-    """One of the kernels that no rule changes."""
-    from descend.engine.executors import triton_functions
-
-    return getattr(triton_functions, name)
-
-
-def _totals(partials: Tensor, firsts: Tensor) -> Tensor:
-    """The sums of each parameter, of those of its chunks."""
-    count, kinds = firsts.numel() - 1, partials.shape[1]
-    totals = partials.new_empty(count, kinds)
-    launch(_fixed("total"), count, partials, firsts, totals, KINDS=kinds, WIDTH=256)
-    return totals
-
-
-_AT_ONCE = 32
-
-
-def _placed(integers: Sequence[int], device: torch.device) -> Tensor:
-    """Whole numbers on a device, brought there as arguments of launches."""
-    made = torch.empty(len(integers), dtype=torch.int64, device=device)
-    for start in range(0, len(integers), _AT_ONCE):
-        some = integers[start : start + _AT_ONCE]
-        launch(_fixed("place"), 1, made, start, len(some), *some, *[0] * (_AT_ONCE - len(some)))
-    return made
