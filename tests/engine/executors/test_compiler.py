@@ -96,7 +96,7 @@ def test_torch_compile_switched_off_by_the_environment(variable: str) -> None:
     assert done.stdout.strip() == "moved", done.stderr
 
 
-@pytest.mark.parametrize("name, module, step", [("AdamMini", kernels, "compiled"), ("SGD", cpp_library, "_compiled")])
+@pytest.mark.parametrize("name, module, step", [("AdamW", kernels, "compiled"), ("SGD", cpp_library, "_compiled")])
 def test_a_failed_compile_names_torch_and_what_works_without(
     name: str, module: ModuleType, step: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -105,6 +105,8 @@ def test_a_failed_compile_names_torch_and_what_works_without(
 
     monkeypatch.setenv(cpp_library.CACHE, str(tmp_path))
     monkeypatch.setattr(module, step, broken)
+    if module is kernels:
+        monkeypatch.setattr(tiled, "_WAYS", {})
     p = nn.Parameter(torch.ones(3, 5))
     p.grad = torch.ones_like(p)
     optimizer = getattr(descend, name)([p], lr=0.25, fused=True)
@@ -125,11 +127,12 @@ def test_compiled_code_is_found_again(tmp_path: Path, monkeypatch: pytest.Monkey
     from torch._dynamo.utils import counters
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tiled, "_WAYS", {})
     hits = counters["inductor"]["fxgraph_cache_hit"]
-    for found in (0, 2):  # AdamMini sums, and so has two passes
+    for found in (0, 1):
         p = nn.Parameter(torch.ones(3, 5))
         p.grad = torch.ones_like(p)
-        descend.AdamMini([p], lr=0.25, fused=True).step()
+        descend.SGD([p], lr=0.25, fused=True).step()
         assert counters["inductor"]["fxgraph_cache_hit"] == hits + found
         forget()
 

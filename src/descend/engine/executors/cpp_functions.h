@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 // The C library has vectors of these on this processor.
@@ -158,4 +159,24 @@ inline void total(const T* partials, T* totals, const int32_t* jobs, int64_t job
 template <class T>
 inline void scatter(const int64_t* held, const T* numbers, int64_t job_count) {
     for (int64_t job = 0; job < job_count; job++) *(T*)held[job] = numbers[job];
+}
+
+// Room for numbers, which is nobody's before it is written to.
+template <class T>
+struct Buffer {
+    T* const data;
+    explicit Buffer(int64_t count) : data(static_cast<T*>(std::malloc(count * sizeof(T)))) {}
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { std::free(data); }
+};
+
+// What the chunks of a parameter have summed up, each for itself.
+template <class T>
+inline void add_up(T* totals, int64_t count, const T* partials, const int64_t* at, int64_t first, int64_t last) {
+    Buffer<double> kept(count);
+    double* const sum = kept.data;
+    for (int64_t i = 0; i < count; i++) sum[i] = 0;
+    for (int64_t program = first; program < last; program++)
+        for (int64_t i = 0; i < count; i++) sum[i] += partials[at[program] + i];
+    for (int64_t i = 0; i < count; i++) totals[i] = sum[i];
 }

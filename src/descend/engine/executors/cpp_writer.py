@@ -100,23 +100,23 @@ class CppWriter(Writer):
         if self.sums:
             kind = _NAMES[self.signature.compute_dtype]
             after.append(f"total<{self.sums}>(({kind}*)partials, ({kind}*)totals, jobs, job_count, program_count);")
-        within = _indented(_indented([*sums, *self.before, *self._walk(), *self.after]))
-        return "\n".join([functions() + head, *within, "    }", *_indented(after), "}\n"])
+        within = indented(indented([*sums, *self.before, *self._walk(), *self.after]))
+        return "\n".join([functions() + head, *within, "    }", *indented(after), "}\n"])
 
     def _walk(self) -> list[str]:
         """The loops over a chunk."""
         clause = f" reduction(+:{', '.join(f's{j}' for j in range(self.sums))})" if self.sums else ""
         simd = f"#pragma omp simd{clause}"
         if not self.length:
-            return [simd, "for (int64_t at = 0; at < left; at++) {", *_indented(self.loops[0]), "}"]
+            return [simd, "for (int64_t at = 0; at < left; at++) {", *indented(self.loops[0]), "}"]
         lines = [f"{_waits_as(self.dtypes[name])} all_{name}[{self.width}];" for name in self._across()]
         for i, (before, loop) in enumerate(zip(self.rows_before, self.loops, strict=True)):
             taken = [n for n in self._across() if self.loop_of[n] < i and _mentions(loop, n)]
             kept = [n for n in self._across() if self.loop_of[n] == i]
             body = [f"const {self.dtypes[n]} {n} = to<{self.dtypes[n]}>(all_{n}[c]);" for n in taken]
             body += [*loop, *(f"all_{n}[c] = to<{_waits_as(self.dtypes[n])}>({n});" for n in kept)]
-            lines += [*before, simd, f"for (int c = 0; c < {self.width}; c++) {{", *_indented(body), "}"]
-        return ["for (int64_t r = 0; r < left; r++) {", *_indented(lines), "}"]
+            lines += [*before, simd, f"for (int c = 0; c < {self.width}; c++) {{", *indented(body), "}"]
+        return ["for (int64_t r = 0; r < left; r++) {", *indented(lines), "}"]
 
     def _across(self) -> list[str]:
         """The values that later loops need."""
@@ -189,7 +189,7 @@ class CppWriter(Writer):
         lines = self.rows_before if self._is_row(kept) else self.loops
         lines[self._loop([value])].append(f"p{i}[{self._at(kept)}] = {made};")
 
-    def single(self, made: str, dtype: torch.dtype) -> None:
+    def single(self, i: int, made: str, dtype: torch.dtype) -> None:
         """To a table, from where it goes to the state once all chunks are done."""
         place = f"(({_NAMES[dtype]}*)numbers)[{len(self.singles)} * job_count + job]"
         self.after.append(f"if (chunk == 0) {place} = {made};")
@@ -243,6 +243,11 @@ class CppWriter(Writer):
         return "first + r" if size.node.expr == self.rows else f"(first + r) * {self.width} + c"
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype in C++."""
+    return _NAMES[dtype]
+
+
 def functions() -> str:
     """What lines call."""
     return files(__package__).joinpath("cpp_functions.h").read_text(encoding="utf-8")
@@ -257,5 +262,6 @@ def _mentions(lines: list[str], name: str) -> bool:
     return any(re.search(rf"\b{name}\b", line) for line in lines)
 
 
-def _indented(lines: list[str]) -> list[str]:
+def indented(lines: list[str]) -> list[str]:
+    """One step further in."""
     return [f"    {line}" for line in lines]

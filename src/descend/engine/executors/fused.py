@@ -13,11 +13,12 @@ from torch import Tensor
 
 from descend.engine.executors import cpp_library, foreach, loop, triton_launch
 from descend.engine.executors.bundle import Bundle, Tables
+from descend.engine.executors.cpp_shaped_writer import axes_of
 from descend.engine.executors.foreach import is_stacked
 from descend.engine.executors.kernels import Signature, kernel, signature_of
 from descend.engine.executors.profile import flags, profile
 from descend.engine.executors.sums import StepGenerator, Totals
-from descend.engine.executors.tiled import Tiled, is_written
+from descend.engine.executors.tiled import Tiled, has_writer, is_written
 from descend.engine.job import Job, is_dense, is_plain
 from descend.engine.rule import Rule
 
@@ -84,13 +85,14 @@ def _bundled(jobs: list[Job]) -> tuple[list[Job], list[Bundle]]:
 def compiles(rule: type[Rule], job: Job) -> bool:
     """Whether a kernel serves this parameter.
 
-    It is handed the memory of its arguments: classes with a dispatch of their own go through the loop. Lengths of 0 and 1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits
-    on accelerators, and the guard that would notice more is not asked. Rows of a few numbers each, as in convolutions,
-    fill no vector of the processor: compiled, their sums take several times as long as one after another. Blocks lie
-    across rows; and those of 4-bit numbers across memory that has another order than the dimensions.
+    It is handed the memory of its arguments: classes with a dispatch of their own go through the loop. Lengths of 0 and
+    1 would be compiled for themselves. Flat views need memory without gaps. Compilers count with 32 bits on accelerators,
+    and the guard that would notice more is not asked. Rows of a few numbers each, as in convolutions, fill no vector of
+    the processor: compiled, their sums take several times as long as one after another. Blocks lie across rows; and
+    those of 4-bit numbers across memory that has another order than the dimensions.
     """
     value, shaped = job.view, profile(rule, job).shaped
-    few = value.dim() > 2 and job.whole[-1] < _VECTOR and shaped
+    few = value.dim() > 2 and shaped and _run(rule, job) < _VECTOR
     # Pieces of inner dimensions need not be dense, on some processes and not on others, where sums have to match.
     inner = job.layout is not None and any(d > 0 for _, d in job.layout.sharded) and bool(profile(rule, job).rounds)
     paired = job.storage.in_order and not (job.storage.lanes > 1 and job.local_param.is_contiguous())
@@ -102,6 +104,13 @@ def compiles(rule: type[Rule], job: Job) -> bool:
     return served and plain and math.prod(job.whole) > 1 and countable and is_dense(value)
 
 
+def _run(rule: type[Rule], job: Job) -> int:
+    """How many numbers an innermost loop goes over."""
+    if not has_writer(job.view.device, shaped=True):
+        return job.whole[-1]
+    return math.prod(job.view.shape[d] for d in axes_of(signature_of(rule, job))[-1])
+
+
 def serves(rule: type[Rule], job: Job) -> bool:
     """Whether compiled execution is the default: one launch moves all parameters, and the machine can compile it."""
     device = job.local_param.device
@@ -109,9 +118,7 @@ def serves(rule: type[Rule], job: Job) -> bool:
         can_compile = triton_launch.is_runnable(device)
     else:  # the steps of small parameters take less time than a compiler does
         can_compile = device.type == "cpu" and job.numel > foreach.FEW and cpp_library.is_runnable()
-    if not can_compile or profile(rule, job).shaped:
-        return False
-    return compiles(rule, job) and is_written(signature_of(rule, job))
+    return can_compile and compiles(rule, job) and is_written(signature_of(rule, job))
 
 
 def _stored(job: Job) -> list[Tensor]:

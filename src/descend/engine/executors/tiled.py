@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import accumulate
+from math import prod
 from operator import attrgetter
 from typing import Any
 
@@ -14,25 +15,37 @@ import torch
 from torch import Tensor
 
 from descend.engine.executors.bundle import Bundle, Tables
-from descend.engine.executors.cpp_launch import CppKernel
+from descend.engine.executors.cpp_launch import CppKernel, CppShapedKernel
+from descend.engine.executors.cpp_shaped_writer import ShapedCppWriter, axes_of
 from descend.engine.executors.cpp_writer import CppWriter
 from descend.engine.executors.kernels import Signature, compiling, leaves
 from descend.engine.executors.triton_launch import TritonKernel, placed
 from descend.engine.executors.triton_writer import TritonWriter
-from descend.engine.executors.writer import Unwritten, Writer, Written
+from descend.engine.executors.writer import CHUNK, Chunks, Unwritten, Writer, Written
 from descend.engine.job import Job
 
 Kernel = TritonKernel | CppKernel
+_Way = tuple[type[Writer], Callable[[Written], Kernel]]
 
 _ALIGNED = 16  # bytes that a GPU loads at once
-_WRITERS: dict[str, type[Writer]] = {"cuda": TritonWriter, "cpu": CppWriter}
+# By device, and whether the text needs shapes: what writes its kernels, and what launches them.
+_WAYS: dict[tuple[str, bool], _Way] = {
+    ("cuda", False): (TritonWriter, TritonKernel),
+    ("cpu", False): (CppWriter, CppKernel),
+    ("cpu", True): (ShapedCppWriter, CppShapedKernel),
+}
+_ROWS = 8  # of a chunk at least, so that what is the same for all rows is computed not too often
+
+
+def has_writer(device: torch.device, shaped: bool) -> bool:
+    """Whether kernels of a device are written here, for texts that need shapes or for others."""
+    # Other systems' compilers, and where torch has its threads there, have not been tried.
+    return (device.type, shaped) in _WAYS and (device.type != "cpu" or sys.platform == "linux")
 
 
 def is_written(signature: Signature) -> bool:
-    """Whether one launch serves all parameters of a signature: flat texts, of operations that have a form."""
-    device = signature.device.type
-    # Other systems' compilers, and where torch has its threads there, have not been tried.
-    if signature.shaped or device not in _WRITERS or (device == "cpu" and sys.platform != "linux"):
+    """Whether one launch serves all parameters of a signature: texts of operations that have a form."""
+    if not has_writer(signature.device, signature.shaped):
         return False
     try:
         kernels(signature)
@@ -43,7 +56,8 @@ def is_written(signature: Signature) -> bool:
 
 def written(signature: Signature, stage: int) -> Written:
     """The text of the kernel of a pass. Raises :class:`Unwritten`."""
-    return _WRITERS[signature.device.type](signature, stage).write()
+    writer, _ = _WAYS[signature.device.type, signature.shaped]
+    return writer(signature, stage).write()
 
 
 def kernels(signature: Signature) -> list[Kernel]:
@@ -55,8 +69,8 @@ def kernels(signature: Signature) -> list[Kernel]:
 @cache
 def _compiled(signature: Signature, stage: int) -> Kernel:
     with compiling(signature.describe(stage), but=(Unwritten,)), torch.no_grad():
-        made = written(signature, stage)
-        return TritonKernel(made) if signature.device.type == "cuda" else CppKernel(made)
+        _, kernel = _WAYS[signature.device.type, signature.shaped]
+        return kernel(written(signature, stage))
 
 
 class Tiled(Bundle):
@@ -67,14 +81,18 @@ class Tiled(Bundle):
         device = signature.device
         last: Written = self.kernels[-1].written
         lengths = [sum(x.numel() for x in leaves(param)) for param in self._params]
-        rows = [length // (signature.storage.length or 1) for length in lengths]
-        firsts = [0, *accumulate(-(-n // last.chunk) for n in rows)]
-        self._programs, self._size = firsts[-1], sum(lengths)
-        starts = torch.tensor(firsts, dtype=torch.int32, device="cpu")
+        shapes = [tuple(next(leaves(param)).shape) for param in self._params]
+        if signature.shaped:
+            cut = [_rows(signature, shape) for shape in shapes]
+            sizes, counts = [[*shape, step] for shape, (_, step) in zip(shapes, cut, strict=True)], [n for n, _ in cut]
+        else:
+            sizes = [[length // (signature.storage.length or 1)] for length in lengths]
+            counts = [-(-rows // last.chunk) for (rows,) in sizes]
+        starts = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device="cpu")
         jobs_of = torch.repeat_interleave(starts.diff())
-        chunks = torch.arange(self._programs, device="cpu") - starts[jobs_of]
-        self._where = tuple(x.to(device) for x in (jobs_of.int(), chunks.int(), torch.tensor(rows, device="cpu")))
-        self._firsts = starts.to(device)
+        places = torch.arange(sum(counts), device="cpu") - starts[jobs_of]
+        self._where = tuple(x.to(device) for x in (jobs_of.int(), places.int(), torch.tensor(sizes, device="cpu")))
+        self._chunks = Chunks(len(jobs), sum(counts), starts.to(device), sum(lengths), shapes)
         self._apart = _there(range(len(jobs)), device) if self.places is not None else None
         self._placed: tuple[list[int], Tensor] | None = None
         self._now: list[Tensor] = []
@@ -145,7 +163,14 @@ class Tiled(Bundle):
         self, tables: Sequence[Tensor], grads: Sequence[Tensor], stage: int, sums: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Run a pass; `grads` are the memory that the tables name, which is there until the last one and not longer."""
-        return self.kernels[stage].run(tables, sums, len(grads), self._firsts, self._programs, self._size)
+        return self.kernels[stage].run(tables, sums, self._chunks)
+
+
+def _rows(signature: Signature, shape: Sequence[int]) -> tuple[int, int]:
+    """How many chunks a parameter of this shape is cut into, and the rows of one along its first axis."""
+    rows = prod(shape[d] for d in axes_of(signature)[0])
+    step = max(min(_ROWS, rows), -(-CHUNK * rows // prod(shape)))
+    return -(-rows // step), step
 
 
 def _there(numbers: Any, device: torch.device) -> Tensor:

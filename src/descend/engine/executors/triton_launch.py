@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from descend.engine.executors.writer import Written
+from descend.engine.executors.writer import Chunks, Written
 
 
 class TritonKernel:
@@ -23,11 +23,10 @@ class TritonKernel:
         self.written = kernel
         self.function = function(kernel)
 
-    def run(
-        self, tables: Sequence[Tensor], sums: Sequence[Tensor], count: int, firsts: Tensor, programs: int, size: int
-    ) -> tuple[Tensor, ...]:
-        """Move `count` parameters, or give their sums. `firsts` is each one's first chunk."""
+    def run(self, tables: Sequence[Tensor], sums: Sequence[Tensor], chunks: Chunks) -> tuple[Tensor, ...]:
+        """Move parameters, or give their sums."""
         kernel, held, partials, outs = self.written, tables[0], None, []
+        count, programs = chunks.count, chunks.programs
         if kernel.singles:
             outs.append(held.new_empty(len(kernel.singles), count, dtype=kernel.single_dtype))
         if kernel.sums:
@@ -37,7 +36,7 @@ class TritonKernel:
             launch(self.function, programs, *tables, *sums, *outs, count)
         if partials is not None:
             totals = partials.new_empty(count, kernel.sums)
-            launch(_fixed("total"), count, partials, firsts, totals, KINDS=kernel.sums, WIDTH=256)
+            launch(_fixed("total"), count, partials, chunks.firsts, totals, KINDS=kernel.sums, WIDTH=256)
             return (totals,)
         for i, place in enumerate(kernel.singles):
             launch(_fixed("scatter"), count, outs[0][i], held[place])

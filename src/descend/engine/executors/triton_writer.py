@@ -137,7 +137,7 @@ class TritonWriter(Writer):
         at, mask = self._at(place.meta["val"])
         self.within.append(f"tl.store(p{i} + {at}, {made}, mask={mask})")
 
-    def single(self, made: str, dtype: torch.dtype) -> None:
+    def single(self, i: int, made: str, dtype: torch.dtype) -> None:
         """To a table, from where it goes to the state once all programs have run."""
         self.after.append(f"tl.store(numbers + {len(self.singles)} * job_count + job, {made}, mask=chunk == 0)")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from descend.engine.executors.kernels import Signature, example, leaves, text
 from descend.engine.torch_private import traced
 
+Mask = frozenset[int]  # axes by their place in memory
 Node = Any  # of a graph; its arguments may be anything
 
 CHUNK = 8192  # elements that are moved together, about
@@ -40,6 +41,7 @@ class Written:
         sums: how many sums it gives for each chunk.
         chunk: elements of a chunk; rows where state is kept in blocks.
         single_dtype: of those numbers, where there are any.
+        masks: the axes that each sum differs along, where texts need shapes.
     """
 
     signature: Signature
@@ -50,12 +52,34 @@ class Written:
     sums: int
     chunk: int
     single_dtype: torch.dtype | None = None
+    masks: tuple[Mask, ...] = ()
 
     @property
     def outputs(self) -> tuple[torch.dtype, ...]:
         """The dtypes of what a launch fills beside parameters and state: single numbers of state, sums."""
         numbers = () if self.single_dtype is None else (self.single_dtype,)
         return (*numbers, *(self.signature.compute_dtype,) * bool(self.sums))
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How the parameters of a bundle are cut.
+
+    Attributes:
+        count: of parameters.
+        programs: chunks of all of them.
+        firsts: each one's first chunk, and behind the last one how many there are.
+        size: elements of all of them.
+        shapes: of each.
+        places_of_sums: where each pass has the sums of each parameter, once that is known.
+    """
+
+    count: int
+    programs: int
+    firsts: Tensor
+    size: int
+    shapes: Sequence[Sequence[int]]
+    places_of_sums: dict[int, Any] = field(default_factory=dict)
 
 
 _COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
@@ -79,6 +103,7 @@ class Writer(ABC):
         self.names: dict[Node, str] = {}
         self.singles: list[int] = []
         self.sums = 0
+        self.masks: tuple[Mask, ...] = ()
         self.length = signature.storage.length
         self.width = (self.length or 1) // signature.storage.lanes  # a vector is rows of one column
 
@@ -108,7 +133,7 @@ class Writer(ABC):
         """Lines that keep a value in the memory of an argument."""
 
     @abstractmethod
-    def single(self, made: str, dtype: torch.dtype) -> None:
+    def single(self, i: int, made: str, dtype: torch.dtype) -> None:
         """A line that keeps a single number of state, which other chunks may not have read yet."""
 
     @abstractmethod
@@ -139,6 +164,9 @@ class Writer(ABC):
     def index(self, value: Tensor) -> str:
         """Numbers of elements, of rows or of columns, in the whole of the argument."""
 
+    def begin(self, graph: Any) -> None:  # noqa: B027, most need not
+        """Look at the graph before anything is written."""
+
     # ---- the whole
 
     def write(self) -> Written:
@@ -154,23 +182,25 @@ class Writer(ABC):
         self.needed = _needed(graph)
         self.rows = self.places[0].meta["val"].shape[0].node.expr
         held, given = len([*leaves((params, state))]), len([*leaves(grads)])
+        self.table, *self.known = self.places[held + given :]
+        self.begin(graph)
         for i, place in enumerate(self.places[: held + given]):
             if place in self.needed:
                 self.argument(i, place, *(("held", i) if i < held else ("given", i - held)))
-        self.table, *self.known = self.places[held + given :]
         calls = [node for node in graph.graph.nodes if node.op == "call_function" and node in self.needed]
         for node in calls:
             if base(node) != "copy_":
-                self._operation(node)
+                self.operation(node)
         for node in calls:
             if base(node) == "copy_":
                 self._store(*node.args[:2])
         if self.stage < len(self.signature.rounds):
-            self._give(graph)
+            self.give(graph)
         name = f"{self.signature.rule.__name__.lower()}_{self.stage}"
         source = self.source(name, len(sums))
         single = next((dtype_of(self.places[i]) for i in self.singles), None)
-        return Written(self.signature, self.stage, name, source, tuple(self.singles), self.sums, self.chunk, single)
+        found = self.signature, self.stage, name, source, tuple(self.singles), self.sums, self.chunk
+        return Written(*found, single, self.masks)
 
     def reads(self, place: Node) -> bool:
         """Whether an argument's elements are needed, and not only its place."""
@@ -187,10 +217,11 @@ class Writer(ABC):
 
     # ---- one operation
 
-    def _operation(self, node: Node) -> None:
+    def operation(self, node: Node) -> None:
+        """The line of an operation, if it takes one."""
         name = base(node)
-        if name in _CHOSEN or name == "sym_size":
-            return  # what takes an element of them knows where it lies
+        if name in _CHOSEN or not (name == "getitem" or isinstance(node.meta["val"], Tensor)):
+            return  # what takes an element of them knows where it lies, and what takes a size how to compute it
         if name == "getitem":
             self._scalar(node)
         elif name == "select_scatter":
@@ -322,9 +353,13 @@ class Writer(ABC):
         value = x.meta["val"]
         if isinstance(value, Tensor):
             return self.cast(self.value(x), value.dtype, dtype)
+        return self.size(x, dtype)
+
+    def size(self, x: Node, dtype: torch.dtype) -> str:
+        """What is computed from sizes."""
         if base(x) == "sym_size":
             symbol = self._symbol(x)
-            return self.cast(symbol, torch.int64, dtype) if symbol == "size" else self.number(int(value), dtype)
+            return self.cast(symbol, torch.int64, dtype) if symbol == "size" else self.number(int(x.meta["val"]), dtype)
         left, right = (self._as(a, dtype) for a in x.args)
         signs = {operator.mul: "*", operator.add: "+", operator.sub: "-"}
         if x.target not in signs:
@@ -339,12 +374,12 @@ class Writer(ABC):
         if not is_single(kept):
             self.store(i, place, made, value)
             return
-        self.single(made, kept.dtype)
+        self.single(i, made, kept.dtype)
         self.singles.append(i)
         if len({dtype_of(self.places[j]) for j in self.singles}) > 1:
             raise Unwritten("single numbers of several dtypes")
 
-    def _give(self, graph: Any) -> None:
+    def give(self, graph: Any) -> None:
         """Sums over the tile, kept from tile to tile and given at the end."""
         (output,) = (node for node in graph.graph.nodes if node.op == "output")
         ((outer,),) = output.args
