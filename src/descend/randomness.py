@@ -13,7 +13,7 @@ _GOLDEN = round((5**0.5 - 1) / 4 * 2**32)  # half the golden section: the produc
 _STRIDES = (2, 3, 7, 11, 13, 17, 19)  # no sum of multiples of their roots is a whole number
 
 
-def hashed(index: Tensor, *keys: int) -> Tensor:
+def hashed(index: Tensor, *keys: Tensor | int) -> Tensor:
     """32 random bits, as int64 in [0, 2³²), for every global element index under integer keys.
 
     A counter-based generator: a multiply-and-shift finaliser over index and key, applied twice. The same keys give
@@ -35,14 +35,31 @@ def normal(index: Tensor, *keys: int) -> Tensor:
     return radius * torch.cos(2 * torch.pi * uniform(index, *keys, 2))
 
 
-def rademacher(like: Tensor, *keys: int) -> Tensor:
-    """A tensor of −1 and 1 in the shape of `like`, whose element i is bit i mod 32 of the hash of ⌊i/32⌋."""
-    count = like.numel()
-    words = hashed(torch.arange(-(-count // 32), device=like.device), *keys)
-    eighths = (words - (1 << 31)).to(torch.int32).view(torch.uint8).to(torch.int32)
+def rademacher(like: Sequence[Tensor], keys: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Tensors of −1 and 1 in the shapes of others; element i is bit i mod 32 of the hash of ⌊i/32⌋ under its tensor's keys.
+
+    They are made together, since calls for small tensors cost more than their numbers.
+
+    Args:
+        like: tensors of one dtype on one device.
+        keys: of each.
+    """
+    device, counts = like[0].device, [-(-x.numel() // 32) for x in like]
+    words_of = torch.tensor(counts, device=device)
+    firsts = torch.repeat_interleave(words_of.cumsum(0) - words_of, words_of)
+    index = torch.arange(len(firsts), device=device) - firsts
+    columns: list[Any] = [
+        column[0]
+        if len({*column}) == 1
+        else torch.repeat_interleave(torch.tensor(column, dtype=torch.int64, device=device), words_of)
+        for column in zip(*keys, strict=True)
+    ]
+    eighths = (hashed(index, *columns) - (1 << 31)).to(torch.int32).view(torch.uint8).to(torch.int32)
     # All eight bits of a byte at once: a row of signs for each byte.
-    signs = ((torch.arange(256, device=like.device)[:, None] >> torch.arange(8, device=like.device)) & 1) * 2 - 1
-    return signs.to(like.dtype).index_select(0, eighths).reshape(-1)[:count].reshape(like.shape)
+    signs = ((torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)) & 1) * 2 - 1
+    made = signs.to(like[0].dtype).index_select(0, eighths).reshape(-1)
+    found = torch.split(made, [n * 32 for n in counts])
+    return [some[: x.numel()].reshape(x.shape) for some, x in zip(found, like, strict=True)]
 
 
 def even(index: Tensor, step: Tensor | int, stream: int, *keys: Tensor | int) -> Tensor:

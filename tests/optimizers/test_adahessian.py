@@ -13,7 +13,7 @@ from descend.randomness import rademacher
 
 
 def test_probes_are_balanced_signs() -> None:
-    probes = torch.stack([rademacher(torch.empty(64, 64), 1, step) for step in range(16)])
+    probes = torch.stack(rademacher([torch.empty(64, 64)] * 16, [(1, step) for step in range(16)]))
     assert torch.equal(probes.abs(), torch.ones_like(probes))
     assert probes.mean().abs() < 0.02
     assert probes.flatten(1).corrcoef().fill_diagonal_(0).abs().max() < 0.1
@@ -24,8 +24,8 @@ def test_probes_are_balanced_signs() -> None:
 def test_probes_depend_on_every_key() -> None:
     like = torch.empty(1000)
     keys = ((1, 1, 0, 0), (2, 1, 0, 0), (1, 2, 0, 0), (1, 1, 1, 0), (1, 1, 0, 1), (1 << 40, 1, 0, 0))
-    probes = [rademacher(like, *key) for key in keys]
-    assert all(torch.equal(z, rademacher(like, *key)) for z, key in zip(probes, keys, strict=True))
+    probes = rademacher([like] * len(keys), keys)
+    assert all(torch.equal(z, rademacher([like], [key])[0]) for z, key in zip(probes, keys, strict=True))
     shares = [(x * y).mean().abs() for i, x in enumerate(probes) for y in probes[:i]]
     assert max(shares) < 0.2
 

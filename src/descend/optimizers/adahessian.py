@@ -108,10 +108,14 @@ class Adahessian(Optimizer):
         """Estimate the curvature where it is due."""
         index = {p: i for i, p in enumerate(q for group in groups for q in group["params"])}
         due = [job for job in jobs if (job.known["t"] - 1) % job.group["update_each"] == 0]
-        for job, estimate in zip(due, _estimates(due, [index[job.param] for job in due]), strict=True):
+        estimates = _estimates(due, [index[job.param] for job in due])
+        for i, job in enumerate(due):
             if job.group["avg_conv_kernel"] and job.param.dim() == 4:
-                estimate = estimate.abs().mean(dim=(2, 3), keepdim=True).expand_as(estimate)
-            job.state["hessian"].copy_(estimate * job.known["inverse_scale"] if job.known["unscales"] else estimate)
+                estimates[i] = estimates[i].abs().mean(dim=(2, 3), keepdim=True).expand_as(estimates[i])
+            if job.known["unscales"]:
+                estimates[i] = estimates[i] * job.known["inverse_scale"]
+        if due:
+            torch._foreach_copy_([job.state["hessian"] for job in due], estimates)
 
 
 def _estimates(jobs: Sequence[Any], places: Sequence[int]) -> list[Tensor]:
@@ -121,13 +125,11 @@ def _estimates(jobs: Sequence[Any], places: Sequence[int]) -> list[Tensor]:
     grads, params = [job.grad for job in jobs], [job.param for job in jobs]
     if not all(g.requires_grad for g in grads):
         raise RuntimeError("Adahessian: gradients carry no graph; call loss.backward(create_graph=True) before step()")
-    totals = [torch.zeros_like(p) for p in params]
+    totals: list[Tensor] = []
     samples = max(job.group["n_samples"] for job in jobs)
     for sample in range(samples):
         active = [i for i, job in enumerate(jobs) if sample < job.group["n_samples"]]
-        probes = [
-            rademacher(params[i], jobs[i].group["seed"], int(jobs[i].known["t"]), places[i], sample) for i in active
-        ]
+        probes = _probes([jobs[i] for i in active], [places[i] for i in active], sample)
         with torch.enable_grad():
             products = torch.autograd.grad(
                 [grads[i] for i in active],
@@ -136,6 +138,22 @@ def _estimates(jobs: Sequence[Any], places: Sequence[int]) -> list[Tensor]:
                 retain_graph=sample + 1 < samples,
                 materialize_grads=True,
             )
-        for i, z, product in zip(active, probes, products, strict=True):
-            totals[i] += z * product.detach() / jobs[i].group["n_samples"]
+        found = torch._foreach_mul(probes, [product.detach() for product in products])
+        torch._foreach_div_(found, [float(jobs[i].group["n_samples"]) for i in active])
+        if sample:
+            torch._foreach_add_([totals[i] for i in active], found)
+        else:
+            totals = [*found]
     return totals
+
+
+def _probes(jobs: Sequence[Any], places: Sequence[int], sample: int) -> list[Tensor]:
+    """Random signs for each parameter."""
+    kinds: dict[Any, list[int]] = {}
+    for i, job in enumerate(jobs):
+        kinds.setdefault((job.param.dtype, job.param.device), []).append(i)
+    made: dict[int, Tensor] = {}
+    for members in kinds.values():
+        keys = [(jobs[i].group["seed"], int(jobs[i].known["t"]), places[i], sample) for i in members]
+        made |= zip(members, rademacher([jobs[i].param for i in members], keys), strict=True)
+    return [made[i] for i in range(len(jobs))]
