@@ -73,6 +73,7 @@ $(BENCH)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
 bench: $(BENCH)/.ready  ## every number beside every peer, in an environment of its own
 	$(BENCH)/bin/python benchmarks/record.py measure runs/bench.json
 	$(BENCH)/bin/python benchmarks/record.py performance runs/bench.json docs/performance.md
+	$(BENCH)/bin/python benchmarks/default_step.py --page docs/default-step.md
 	$(BENCH)/bin/descend bench --render runs/bench.json --html runs/bench.html
 
 memory: $(VENV)/.lab  ## bytes, peaks, times and losses of every storage, and docs/memory.md from them

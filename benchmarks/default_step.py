@@ -1,9 +1,9 @@
 """The default step on the CPU against timm and torch: how many times as fast, beside what is asked.
 
-    python benchmarks/default_step.py [RULE ...] [--models vit_s,resnet50,many_tiny] [--rounds 20]
+    python benchmarks/default_step.py [RULE ...] [--models vit_s,resnet50,many_tiny] [--rounds 20] [--page FILE]
 
 The contenders step in turn in one process; a ratio is that of their shortest turns, so that what else the machine does
-counts little. timm has to be installed. OMP_NUM_THREADS=1 gives the steadiest numbers.
+counts little. timm has to be installed. With --page the table goes to a page of docs/.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ from descend.lab.bench.contenders import LR, WEIGHT_DECAY, ours
 from descend.lab.bench.machine import machine, versions
 from descend.lab.bench.peers import PEERS
 from descend.lab.models import model_of
+from descend.lab.outcome import write
 from descend.lab.table import Table
+from descend.lab.table import markdown as grid
 
 CPU = torch.device("cpu")
 LOOKAHEAD = "lookahead_adamw"
@@ -45,6 +48,17 @@ OF_TIMM = (
 OF_TORCH = ("adam", "adamw", "sgd", "rmsprop", "nadam", "radam", "adagrad", "adamax")
 LARGE = ("vit_s", "resnet50")
 MEAN = 1.25
+
+
+HEAD = """\
+# The default step on a CPU
+
+Recorded by `python benchmarks/default_step.py --page docs/default-step.md`: how many times as fast the step is that someone
+gets who sets nothing, beside that of timm or torch with nothing set. The contenders step in turn in one process; a ratio is that
+of their shortest turns of {rounds} rounds, after six steps of each. `many_tiny` is 150 tensors of 16 elements. Large parameters
+move through a compiled kernel where a C++ compiler is there, small ones together ([internals](internals.md)); compiling is not
+counted here, and [performance](performance.md) has its times.
+"""
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,7 @@ def main() -> None:
     parser.add_argument("rules", nargs="*")
     parser.add_argument("--models", default="vit_s,resnet50,many_tiny")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--page", type=Path)
     given = parser.parse_args()
     found: list[tuple[Row, float]] = []
     with warnings.catch_warnings():
@@ -145,8 +160,13 @@ def main() -> None:
             found.append((row, ratio(row, given.rounds)))
             print(f"{row.rule:18} {row.model:10} {row.library:6} {found[-1][1]:6.2f}", file=sys.stderr)
             gc.collect()  # optimizers are in cycles with their hooks
+    where = {**machine(CPU), **versions(("descend", "torch", "timm"))}
     print(table(found).markdown())
-    Console().print({**machine(CPU), **versions(("descend", "torch", "timm"))})
+    Console().print(where)
+    if given.page:
+        there = grid(["", ""], [[key, value] for key, value in where.items()], right=False)
+        parts = HEAD.format(rounds=given.rounds), table(found).markdown(), "## On what machine", f"{there}\n"
+        write(given.page, "\n\n".join(part.strip("\n") for part in parts) + "\n")
 
 
 if __name__ == "__main__":

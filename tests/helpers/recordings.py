@@ -30,7 +30,7 @@ def fake() -> Recording:
         {"torch": "2.13.0", "descend": "0.1.0"},
         {"rounds": 20},
         Importing(61.0, []),
-        [Compile("adamw", "vit_s", 1, 4.0, 0.2, 0.8), Compile("lamb", "vit_s", error="no compiler")],
+        [Compile("adamw", "vit_s", 1, 4.0, 0.2), Compile("lamb", "vit_s", error="no compiler")],
         [
             heat("adamw", "vit_s", "elementwise", 152, 22_050_664, 1.1),
             heat("rmsproptf", "vit_s", "elementwise", 152, 22_050_664, 1.3),

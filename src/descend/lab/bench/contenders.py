@@ -10,6 +10,7 @@ from descend.engine.optimizer import Optimizer
 from descend.lab.names import created
 
 EXECUTORS = {
+    "default": {},
     "loop": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},

@@ -97,9 +97,6 @@ class Compile:
     Attributes:
         cold_s: with an empty cache on disk.
         warm_s: in a second process, with the cache that the first one left.
-        loading_s: importing torch's compiler, which comes on top of either.
-        probing_s: on a CPU, torch's own trial of the processor's vector instructions, which comes on top of the first
-            compile that a machine ever does, whatever it compiles.
     """
 
     rule: str
@@ -107,8 +104,6 @@ class Compile:
     kernels: int = 0
     cold_s: float | None = None
     warm_s: float | None = None
-    loading_s: float | None = None
-    probing_s: float | None = None
     error: str = ""
 
 

@@ -112,16 +112,16 @@ def new_recording(bench: Bench) -> Recording:
 @contextmanager
 def _cache(folder: Path | None) -> Iterator[None]:
     """Let compiled code come from a folder, where it has been compiled before."""
-    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if folder is not None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    chosen = {} if folder is None else {"TORCHINDUCTOR_CACHE_DIR": folder, "DESCEND_CACHE_DIR": folder / "descend"}
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update({name: str(place) for name, place in chosen.items()})
     try:
         yield
     finally:
-        if before is not None:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
-        elif folder is not None:
-            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def heat(case: Case, rounds: int, device: torch.device) -> Heat:

@@ -125,11 +125,10 @@ def state(heat: Heat, line: Line) -> str:
 def compiles(recording: Recording) -> Table:
     """What compiling cost."""
     rows = [
-        [one.rule, str(one.kernels), *(number(s, 2) for s in (one.cold_s, one.warm_s, one.loading_s, one.probing_s))]
-        for one in recording.compiles
+        [one.rule, str(one.kernels), *(number(s, 2) for s in (one.cold_s, one.warm_s))] for one in recording.compiles
     ]
     notes = [f"{one.rule}: {one.error}" for one in recording.compiles if one.error]
-    head = ["optimizer", "kernels", "cold s", "second process s", "loading torch's compiler s", "torch's first look s"]
+    head = ["optimizer", "kernels", "cold s", "second process s"]
     return Table("Compiling, each optimizer in processes of its own", head, rows, notes)
 
 
@@ -231,7 +230,6 @@ METHOD = (
     "Extra memory is the most that a step has allocated at any one time, from the calls of torch's allocator as its "
     "profiler records them: all tensors, compiled code's included, and exact.",
     "Adahessian takes a backward pass in its step, so its bytes are not all that it moves.",
-    "Compile times are of fresh processes, the first with an empty cache on disk, the second with what that left; "
-    "loading torch's own compiler comes on top of either. Its first look, a trial of the processor's vector "
-    "instructions, comes on top of the first compile that a machine ever does.",
+    "Compile times are of fresh processes, the first with an empty cache on disk, the second with what that left. They "
+    "are all that comes before the first step, with what is imported for it.",
 )
