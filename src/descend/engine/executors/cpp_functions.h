@@ -24,10 +24,8 @@ inline double exponential(double x) { return exp(x); }
 inline float logarithm(float x) { return logf(x); }
 inline double logarithm(double x) { return log(x); }
 
-// Numbers of several dtypes stand side by side in a loop; nothing else does with them than to become another one.
-struct bfloat16 {
-    uint16_t bits;
-};
+// All that is done with these is to become another number. Of structures compilers make no vectors.
+enum class bfloat16 : uint16_t {};
 
 template <class To, class From>
 inline To bits(From x) {
@@ -44,7 +42,7 @@ struct Cast {
         return static_cast<To>(x);
     }
     static To of(bool x) { return x ? To(1) : To(0); }  // of conversions compilers make no vectors
-    static To of(bfloat16 x) { return static_cast<To>(bits<float>(uint32_t(x.bits) << 16)); }
+    static To of(bfloat16 x) { return static_cast<To>(bits<float>(uint32_t(x) << 16)); }
 };
 
 template <>
@@ -60,7 +58,7 @@ struct Cast<bfloat16> {  // to the nearest, of two the even one
     static bfloat16 of(float x) {
         uint32_t all = bits<uint32_t>(x);
         uint32_t nearest = (all + 0x7FFF + ((all >> 16) & 1)) >> 16;
-        return {uint16_t(x != x ? 0x7FC0 : nearest)};
+        return bfloat16(x != x ? 0x7FC0 : nearest);
     }
     static bfloat16 of(bfloat16 x) { return x; }
     template <class From>
@@ -100,14 +98,16 @@ inline T sign(T x) {
     return T(x > 0) - T(x < 0);
 }
 
-// The smaller and the larger one; NaN if one is.
+// The smaller and the larger one; NaN if one is. In two steps, of which compilers make vectors.
 template <class T>
 inline T smaller(T x, T y) {
-    return x != x || x < y ? x : y;
+    const T least = x < y ? x : y;
+    return x != x ? x : least;
 }
 template <class T>
 inline T larger(T x, T y) {
-    return x != x || x > y ? x : y;
+    const T most = x > y ? x : y;
+    return x != x ? x : most;
 }
 
 template <class T>

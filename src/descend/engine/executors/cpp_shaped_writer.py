@@ -51,10 +51,11 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Line:
-    """Something to do for each element along these axes."""
+    """Something to do for each element along these axes, and the argument that it changes."""
 
     mask: Mask
     line: str
+    changes: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -108,7 +109,6 @@ class ShapedCppWriter(CppWriter):
         self.main: list[_Line | _Sum] = []
         self.late: list[_Line | _Sum] = []
         self.kind = name_of(signature.compute_dtype)
-        self.places_of_sums: dict[int, str] = {}
 
     # ---- reading the graph
 
@@ -213,11 +213,13 @@ class ShapedCppWriter(CppWriter):
     def store(self, i: int, place: Node, made: str, value: Node) -> None:
         """Elements where they are computed; others when all chunks are done, and none will read the last one."""
         mask = self._mask(place.meta["val"])
-        (self.main if mask == self.all else self.late).append(_Line(mask, f"p{i}[{self._place(mask)}] = {made};"))
+        (self.main if mask == self.all else self.late).append(
+            _Line(mask, f"p{i}[{self._place(mask)}] = {made};", f"x{i}")
+        )
 
     def single(self, i: int, made: str, dtype: torch.dtype) -> None:
         """Likewise."""
-        self.late.append(_Line(frozenset(), f"*p{i} = {made};"))
+        self.late.append(_Line(frozenset(), f"*p{i} = {made};", f"x{i}"))
 
     def size(self, x: Node, dtype: torch.dtype) -> str:
         """In double precision, as Python has it, and then as a scalar of the arithmetic."""
@@ -253,6 +255,8 @@ class ShapedCppWriter(CppWriter):
                 f"{self.kind}* const early = kept_early.data;",
             ]
             lines += [self._parallel, _OF_JOBS, *indented(self._early()), "}"]
+        if self._is_read_late():
+            raise Unwritten("a number of some axes that depends on one of others which changes")
         if self.main:
             lines += [self._parallel, _OF_CHUNKS, *indented(self._chunk()), "}"]
         if self.late or self.sums:
@@ -313,15 +317,24 @@ class ShapedCppWriter(CppWriter):
             if j in of_elements and 0 not in mask:
                 offset, count = self._before(j, "0"), self._count(mask)
                 lines.append(f"add_up(t{j}, {count}, partials + {offset}, partials_at, firsts[job], firsts[job + 1]);")
+        stores = [line for line in self.late if isinstance(line, _Line)]
+        for mask in dict.fromkeys(line.mask for line in stores):
+            lines += self._nest(mask, [line for line in stores if line.mask == mask])
         for line in self.late:
             if isinstance(line, _Line):
-                lines += self._nest(line.mask, [line])
-            elif goal := self.masks[line.which]:
+                continue
+            if goal := self.masks[line.which]:
                 add = f"t{line.which}[{self._place(goal)}] += {line.source};"
                 lines += self._nest(line.mask, [_Line(line.mask, add)], clause=None)
             else:
                 lines += self._total(line.source, f"t{line.which}[0]")
         return lines
+
+    def _is_read_late(self) -> bool:
+        """Whether one of the last loops takes the former value of what another one has changed."""
+        stores = [line for line in self.late if isinstance(line, _Line)]
+        changed = {line.changes: line.mask for line in stores}
+        return any(changed.get(name, line.mask) != line.mask for line in stores for name in self._needed_by([line]))
 
     def _total(self, source: str, place: str) -> list[str]:
         """One sum over all axes of a value."""

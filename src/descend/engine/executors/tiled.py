@@ -35,6 +35,7 @@ _WAYS: dict[tuple[str, bool], _Way] = {
     ("cpu", True): (ShapedCppWriter, CppShapedKernel),
 }
 _ROWS = 8  # of a chunk at least, so that what is the same for all rows is computed not too often
+_CHUNKS = 256  # of a parameter at most, for the same reason
 
 
 def has_writer(device: torch.device, shaped: bool) -> bool:
@@ -169,7 +170,7 @@ class Tiled(Bundle):
 def _rows(signature: Signature, shape: Sequence[int]) -> tuple[int, int]:
     """How many chunks a parameter of this shape is cut into, and the rows of one along its first axis."""
     rows = prod(shape[d] for d in axes_of(signature)[0])
-    step = max(min(_ROWS, rows), -(-CHUNK * rows // prod(shape)))
+    step = max(min(_ROWS, rows), -(-CHUNK * rows // prod(shape)), -(-rows // _CHUNKS))
     return -(-rows // step), step
 
 
