@@ -21,6 +21,7 @@ SEEDS = (
 )  # fmt: skip
 
 LARGE = ("vit_s", "resnet50")
+OF_MATRICES = ("muon", "soap", "shampoo")  # others take seconds a step, and no number is asked of them
 TWO_PASSES = ("lamb", "lars", "novograd")
 IMPORTS, ROUNDS = 5, 20
 TIMES_TRAFFIC = "× the time of the traffic alone"
@@ -57,6 +58,8 @@ def everything(peers: Sequence[Peer], rules: Sequence[str]) -> Bench:
     """All heats that the targets are about. Peers that compile whole models meet one rule, for time's sake."""
     cases = []
     for rule in rules:
+        if get_optimizer_info(rule).reach == "matrix" and rule not in OF_MATRICES:
+            continue
         near = tuple(peer for peer in peers if not peer.slow or rule == "adamw")
         few = tuple(peer for peer in peers if peer.library in ("timm", "torch"))
         default = ("default",) if rule in SEEDS else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import descend
-from descend.engine.executors import chosen, cpp_library, kernels, tiled
+from descend.engine.executors import chosen, cpp_library, fused, kernels, tiled
 from descend.engine.executors.cpp_shaped_writer import axes_of
 from descend.engine.executors.cpp_writer import functions
 from descend.engine.plan import trial_jobs
@@ -92,6 +93,34 @@ def test_the_lines_of_adamw() -> None:
     source = tiled.written(signature("AdamW", torch.zeros(96, 64)), 0).source
     _, body = source.split("for (int64_t at = 0; at < left; at++) {\n")
     assert body.startswith(ADAMW)
+
+
+def loops(source: str, place: Path) -> tuple[int, int]:
+    """How many loops a kernel asks to be made of vectors, and how many the compiler makes so."""
+    (place / "kernel.cpp").write_text(source)
+    command = ["g++", *cpp_library._FLAGS, "-fopt-info-vec-optimized", "-c", "kernel.cpp", "-o", "kernel.o"]
+    said = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stderr
+    begin = source[: source.index('extern "C" void')].count("\n") + 1
+    made = {int(line.split(":")[1]) for line in said.splitlines() if "loop vectorized" in line}
+    return source[source.index('extern "C" void') :].count("#pragma omp simd"), sum(line > begin for line in made)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="what g++ says of loops")
+@pytest.mark.parametrize(
+    "options", [{}, {"dtype": torch.bfloat16}, {"state_dtype": "int8"}], ids=["float32", "bfloat16", "int8"]
+)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name != "Adahessian"], ids=lambda row: row.name)
+def test_all_loops_over_elements_are_of_vectors(row: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    p = nn.Parameter(torch.zeros(160, 256, dtype=options.get("dtype", torch.float32)))
+    given = {name: value for name, value in options.items() if name != "dtype"}
+    (job,) = trial_jobs(getattr(descend, row.name)([p], **{"lr": row.lr, **given, "fused": True}))
+    if not fused.compiles(job.rule, job):
+        pytest.skip("runs in the loop")
+    found = kernels.signature_of(job.rule, job)
+    for stage in range(len(found.rounds) + 1):
+        asked, made = loops(tiled.written(found, stage).source, tmp_path)
+        assert made >= asked
 
 
 # ---- functions

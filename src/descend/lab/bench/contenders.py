@@ -10,10 +10,10 @@ from descend.engine.optimizer import Optimizer
 from descend.lab.names import created
 
 EXECUTORS = {
-    "default": {},
     "loop": {"foreach": False, "fused": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
+    "default": {},
 }
 LR, WEIGHT_DECAY = 1e-4, 1e-2
 
