@@ -28,7 +28,7 @@ test-all: $(VENV)/.dev  ## both
 	$(RUN) pytest -n 2 --dist loadgroup
 
 VERSIONS := 2.6.0 2.9.1 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
-ON_VERSIONS := tests/engine/test_half_precision.py $(addprefix tests/engine/executors/test_,every_torch.py plain_tensors.py compiler.py)
+ON_VERSIONS := tests/engine/test_half_precision.py $(addprefix tests/engine/executors/test_,every_torch.py plain_tensors.py compiler.py written_cpp.py)
 
 .PRECIOUS: .venv-torch-%/.ready
 .venv-torch-%/.ready:

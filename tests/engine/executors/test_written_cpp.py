@@ -279,6 +279,22 @@ def test_large_parameters_are_compiled_for_by_default(monkeypatch: pytest.Monkey
     assert way({}) == "loop"
 
 
+def test_what_does_not_compile_is_told_and_the_step_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    assert cpp_library.is_runnable()
+    tiled._compiled.cache_clear()
+    cpp_library.library.cache_clear()
+    monkeypatch.setenv(cpp_library.CACHE, str(tmp_path))
+    monkeypatch.setattr(cpp_library, "_compiled", broken)
+    p = nn.Parameter(torch.ones(8192))
+    p.grad = torch.ones_like(p)
+    with pytest.warns(UserWarning, match="without compiled code.*no room"):
+        descend.SGD([p], lr=0.25).step()
+    assert bool((p == 0.75).all())
+
+
 def test_a_compiler_that_does_not_work_is_told_and_the_step_goes_on(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho no such flag >&2\nexit 1\n")

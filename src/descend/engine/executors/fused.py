@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -118,7 +119,13 @@ def serves(rule: type[Rule], job: Job) -> bool:
         can_compile = triton_launch.is_runnable(device)
     else:  # the steps of small parameters take less time than a compiler does
         can_compile = device.type == "cpu" and job.numel > foreach.FEW and cpp_library.is_runnable()
-    return can_compile and compiles(rule, job) and is_written(signature_of(rule, job))
+    if not can_compile or not compiles(rule, job):
+        return False
+    try:
+        return is_written(signature_of(rule, job))
+    except RuntimeError as error:  # who has not asked for a compiler does not depend on it
+        warnings.warn(f"a step runs without compiled code: {error}", stacklevel=2)
+        return False
 
 
 def _stored(job: Job) -> list[Tensor]:
