@@ -55,8 +55,8 @@ HEAD = """\
 
 Recorded by `python benchmarks/default_step.py --page docs/default-step.md`: how many times as fast the step is that someone
 gets who sets nothing, beside that of timm or torch with nothing set. The contenders step in turn in one process; a ratio is that
-of their shortest turns of {rounds} rounds, after six steps of each. `many_tiny` is 150 tensors of 16 elements. Large parameters
-move through a compiled kernel where a C++ compiler is there, small ones together ([internals](internals.md)); compiling is not
+of their shortest turns of {rounds} rounds, after six steps of each. `many_tiny` is 150 tensors of 16 elements. Large models
+move through a compiled kernel where a C++ compiler is there ([internals](internals.md)); compiling is not
 counted here, and [performance](performance.md) has its times.
 """
 

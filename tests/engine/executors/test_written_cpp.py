@@ -264,14 +264,18 @@ def test_dimensions_that_no_sum_tells_apart_are_one_axis(name: str, shape: tuple
 # ---- the default
 
 
-def way(options: dict[str, Any], size: int = 8192) -> str:
-    (job,) = trial_jobs(descend.AdamW([nn.Parameter(torch.zeros(size))], **options))
-    return chosen(job)
+def way(options: dict[str, Any], *sizes: int) -> str:
+    """How the parameters of a group move, which is the same for all."""
+    params = [nn.Parameter(torch.zeros(size)) for size in sizes or (fused.MANY,)]
+    (found,) = {chosen(job) for job in trial_jobs(descend.AdamW(params, **options))}
+    return found
 
 
-def test_large_parameters_are_compiled_for_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_groups_are_compiled_for_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert way({}) == "fused"
-    assert way({}, size=64) == "foreach"
+    assert way({}, fused.MANY - 64, 32, 32) == "fused"
+    assert way({}, fused.MANY - 1) == "loop"
+    assert way({}, 64, 3) == "foreach"
     assert way({"fused": False}) == "loop"
     assert way({"foreach": False, "fused": False}) == "loop"
     assert way({"foreach": True}) == "foreach"
@@ -288,7 +292,7 @@ def test_what_does_not_compile_is_told_and_the_step_goes_on(monkeypatch: pytest.
     cpp_library.library.cache_clear()
     monkeypatch.setenv(cpp_library.CACHE, str(tmp_path))
     monkeypatch.setattr(cpp_library, "_compiled", broken)
-    p = nn.Parameter(torch.ones(8192))
+    p = nn.Parameter(torch.ones(fused.MANY))
     p.grad = torch.ones_like(p)
     with pytest.warns(UserWarning, match="without compiled code.*no room"):
         descend.SGD([p], lr=0.25).step()
@@ -300,7 +304,7 @@ def test_a_compiler_that_does_not_work_is_told_and_the_step_goes_on(tmp_path: Pa
     broken.write_text("#!/bin/sh\necho no such flag >&2\nexit 1\n")
     broken.chmod(0o755)
     code = (
-        "import torch, descend; p = torch.nn.Parameter(torch.ones(8192)); p.grad = torch.ones_like(p); "
+        "import torch, descend; p = torch.nn.Parameter(torch.ones(1 << 17)); p.grad = torch.ones_like(p); "
         "descend.SGD([p], lr=0.25).step(); assert bool((p == 0.75).all())"
     )
     environment = {"CXX": str(broken), cpp_library.CACHE: str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from descend.engine.job import Job, is_dense, is_plain
 from descend.engine.rule import Rule
 
 _VECTOR = 16
+MANY = 1 << 17
 
 
 def run(jobs: list[Job], memory: dict[str, Any], totals: Totals = ()) -> list[StepGenerator]:
@@ -117,8 +120,8 @@ def serves(rule: type[Rule], job: Job) -> bool:
     device = job.local_param.device
     if device.type == "cuda":
         can_compile = triton_launch.is_runnable(device)
-    else:  # the steps of small parameters take less time than a compiler does
-        can_compile = device.type == "cpu" and job.numel > foreach.FEW and cpp_library.is_runnable()
+    else:
+        can_compile = device.type == "cpu" and _is_large(job.group["params"]) and cpp_library.is_runnable()
     if not can_compile or not compiles(rule, job):
         return False
     try:
@@ -126,6 +129,11 @@ def serves(rule: type[Rule], job: Job) -> bool:
     except RuntimeError as error:  # who has not asked for a compiler does not depend on it
         warnings.warn(f"a step runs without compiled code: {error}", stacklevel=2)
         return False
+
+
+def _is_large(params: Iterable[Tensor]) -> bool:
+    """Whether a group has so many elements that a few thousand steps save what compiling takes."""
+    return any(total >= MANY for total in accumulate(p.numel() for p in params))
 
 
 def _stored(job: Job) -> list[Tensor]:
