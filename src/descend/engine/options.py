@@ -27,8 +27,8 @@ class Common(TypedDict, total=False):
 
     Attributes:
         foreach: run as multi-tensor operations. None: torch's own default for the device, and on the CPU for small tensors.
-        fused: run as one compiled pass over memory. None: on CUDA where one kernel of Triton serves all parameters and
-            ``foreach`` is None; else off.
+        fused: run as one compiled pass over memory. None: where ``foreach`` is None and one kernel serves all parameters,
+            on CUDA with Triton, on Linux for groups of 131,072 elements or more with a C++ compiler; else off.
         capturable: keep the step counter on the parameter's device and never synchronise with the host.
         maximize: ascend instead of descending.
         caution: keep only the components of the step whose sign agrees with the gradient's, scaled up by the share
