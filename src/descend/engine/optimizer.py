@@ -534,7 +534,7 @@ class Optimizer(Unwrappable, Rule):
             if group.get("max_lr_snapshot") is not None:  # what the fallback's own lr was, when the group's was that
                 _, at_first = r.rule.fallback(SimpleNamespace(**{**vars(r.h), "lr": group["max_lr_snapshot"]})) or found
                 other["max_lr_snapshot"] = at_first.get("lr", other["lr"])
-            r.fallback = Resolved(rule, other, other, scaling)
+            r.fallback = Resolved(rule, other, {**other, "params": group.get("params", [])}, scaling)
         return r
 
     def resolve_for(self, param: Tensor, group: Mapping[str, Any]) -> Resolved:

@@ -283,6 +283,12 @@ def test_large_groups_are_compiled_for_by_default(monkeypatch: pytest.MonkeyPatc
     assert way({}) == "loop"
 
 
+def test_what_a_rule_falls_back_on_is_compiled_for_too() -> None:
+    params = [nn.Parameter(torch.zeros(shape)) for shape in ((512, 512), (512,))]
+    matrix, vector = trial_jobs(descend.Muon(params, lr=0.1))
+    assert (chosen(matrix), chosen(vector)) == ("loop", "fused")
+
+
 def test_what_does_not_compile_is_told_and_the_step_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no room")

@@ -121,7 +121,7 @@ def serves(rule: type[Rule], job: Job) -> bool:
     if device.type == "cuda":
         can_compile = triton_launch.is_runnable(device)
     else:
-        can_compile = device.type == "cpu" and _is_large(job.group["params"]) and cpp_library.is_runnable()
+        can_compile = device.type == "cpu" and _is_large(job.group.get("params", ())) and cpp_library.is_runnable()
     if not can_compile or not compiles(rule, job):
         return False
     try:
