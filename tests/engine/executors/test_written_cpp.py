@@ -19,6 +19,7 @@ import descend
 from descend.engine.executors import chosen, cpp_library, fused, kernels, tiled
 from descend.engine.executors.cpp_shaped_writer import axes_of
 from descend.engine.executors.cpp_writer import functions
+from descend.engine.executors.writer import Unwritten
 from descend.engine.plan import trial_jobs
 from helpers.cases import ROWS
 
@@ -287,6 +288,20 @@ def test_what_a_rule_falls_back_on_is_compiled_for_too() -> None:
     params = [nn.Parameter(torch.zeros(shape)) for shape in ((512, 512), (512,))]
     matrix, vector = trial_jobs(descend.Muon(params, lr=0.1))
     assert (chosen(matrix), chosen(vector)) == ("loop", "fused")
+
+
+def test_what_cannot_be_written_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[kernels.Signature] = []
+
+    def refused(signature: kernels.Signature, stage: int) -> None:
+        tried.append(signature)
+        raise Unwritten("nothing")
+
+    monkeypatch.setattr(tiled, "written", refused)
+    tiled._compiled.cache_clear()
+    assert way({}, fused.MANY, fused.MANY, fused.MANY) == "loop"
+    assert len(tried) == 1
+    tiled._compiled.cache_clear()
 
 
 def test_what_does_not_compile_is_told_and_the_step_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

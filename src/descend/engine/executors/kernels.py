@@ -346,7 +346,7 @@ def example(signature: Signature, stage: int) -> tuple[Any, ...]:
 
 
 @contextmanager
-def compiling(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def compiling(what: str) -> Iterator[None]:
     """A time of compiling, which is said on stderr once it takes longer than a moment. Errors name what works without."""
 
     def say() -> None:
@@ -357,8 +357,6 @@ def compiling(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None
     timer.start()
     try:
         yield
-    except but:
-        raise
     except Exception as error:
         raise RuntimeError(
             f"torch {torch.__version__} did not compile {what}: {type(error).__name__}: {error}; "

@@ -63,15 +63,24 @@ def written(signature: Signature, stage: int) -> Written:
 
 def kernels(signature: Signature) -> list[Kernel]:
     """The kernels of all passes, written from the text of one parameter."""
-    alone = replace(signature, bundle=1)
-    return [_compiled(alone, stage) for stage in range(len(signature.rounds) + 1)]
+    alone, found = replace(signature, bundle=1), []
+    for stage in range(len(signature.rounds) + 1):
+        made = _compiled(alone, stage)
+        if isinstance(made, Unwritten):
+            raise made
+        found.append(made)
+    return found
 
 
 @cache
-def _compiled(signature: Signature, stage: int) -> Kernel:
-    with compiling(signature.describe(stage), but=(Unwritten,)), torch.no_grad():
+def _compiled(signature: Signature, stage: int) -> Kernel | Unwritten:
+    """A kernel, or why there is none: to find that out takes as long."""
+    with compiling(signature.describe(stage)), torch.no_grad():
         _, kernel = _WAYS[signature.device.type, signature.shaped]
-        return kernel(written(signature, stage))
+        try:
+            return kernel(written(signature, stage))
+        except Unwritten as reason:
+            return reason
 
 
 class Tiled(Bundle):
