@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import warnings
 from functools import cache
@@ -96,8 +95,8 @@ def _compiled(source: str, place: Path) -> Path:
 
 @cache
 def is_runnable() -> bool:
-    """Whether functions can be compiled and called here. Only Linux has been tried."""
-    if sys.platform != "linux" or compiler() is None:
+    """Whether functions can be compiled and called here."""
+    if compiler() is None:
         return False
     try:
         return bool(library(_TRIAL).works())

@@ -36,45 +36,37 @@ _NAME = re.compile(r"\b[vxg]\d+\b")
 
 
 @dataclass(frozen=True)
-class _Value:
-    """A value: the axes that it differs along, and how it is computed."""
+class _Text:
+    """Code for each element along these axes."""
 
     mask: Mask
-    kind: str
-    expression: str
-
-    @property
-    def names(self) -> list[str]:
-        """The values that it is computed from."""
-        return _NAME.findall(self.expression)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Something to do for each element along these axes, and the argument that it changes."""
-
-    mask: Mask
-    line: str
-    changes: str = ""
+    text: str
 
     @property
     def names(self) -> list[str]:
         """The values that it takes."""
-        return _NAME.findall(self.line)
+        return _NAME.findall(self.text)
 
 
 @dataclass(frozen=True)
-class _Sum:
-    """Something to add up along these axes, and which of the sums it is."""
+class _Value(_Text):
+    """How a value is computed, and its dtype."""
 
-    mask: Mask
-    source: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Line(_Text):
+    """Something to do, and the argument that it changes."""
+
+    changes: str = ""
+
+
+@dataclass(frozen=True)
+class _Sum(_Text):
+    """A value to add up, and which of the sums it is."""
+
     which: int
-
-    @property
-    def names(self) -> list[str]:
-        """The value that it takes."""
-        return [self.source]
 
 
 def axes_of(signature: Signature) -> list[Axis]:
@@ -137,7 +129,7 @@ class ShapedCppWriter(CppWriter):
     def _read(self, i: int, place: Node, mask: Mask) -> None:
         """An argument's number for these axes."""
         self.names[place] = f"x{i}"
-        self.values[f"x{i}"] = _Value(mask, name_of(dtype_of(place)), f"p{i}[{self._place(mask)}]")
+        self.values[f"x{i}"] = _Value(mask, f"p{i}[{self._place(mask)}]", name_of(dtype_of(place)))
 
     def argument(self, i: int, place: Node, table: str, row: int) -> None:
         """A pointer, and a load."""
@@ -176,11 +168,11 @@ class ShapedCppWriter(CppWriter):
         """Noted, to be written where it is needed."""
         name = f"v{len(self.names)}"
         self.names[node] = name
-        self.values[name] = _Value(self._mask(node.meta["val"]), name_of(dtype_of(node)), expression)
+        self.values[name] = _Value(self._mask(node.meta["val"]), expression, name_of(dtype_of(node)))
 
     def scalar(self, name: str, pointer: str, dtype: torch.dtype) -> None:
         """A load of one number."""
-        self.values[name] = _Value(frozenset(), name_of(dtype), f"*({pointer})")
+        self.values[name] = _Value(frozenset(), f"*({pointer})", name_of(dtype))
 
     def operation(self, node: Node) -> None:
         """Sums are of elements and given back, or of what is a sum itself and needed at once."""
@@ -192,12 +184,12 @@ class ShapedCppWriter(CppWriter):
         if node in self.outputs:
             j = self.outputs.index(node)
             self.names[node] = name
-            self.values[name] = _Value(mask, self.kind, f"t{j}[{self._place(mask)}]")
+            self.values[name] = _Value(mask, f"t{j}[{self._place(mask)}]", self.kind)
         elif source_mask == self.all or mask:
             raise Unwritten("a sum that is needed at once")
         else:
             self.names[node] = name
-            self.values[name] = _Value(mask, self.kind, f"early[job * EARLY + {len(self.early)}]")
+            self.values[name] = _Value(mask, f"early[job * EARLY + {len(self.early)}]", self.kind)
             self.early.append(self.value(source))
 
     def give(self, graph: Any) -> None:
@@ -324,10 +316,10 @@ class ShapedCppWriter(CppWriter):
             if isinstance(line, _Line):
                 continue
             if goal := self.masks[line.which]:
-                add = f"t{line.which}[{self._place(goal)}] += {line.source};"
+                add = f"t{line.which}[{self._place(goal)}] += {line.text};"
                 lines += self._nest(line.mask, [_Line(line.mask, add)], clause=None)
             else:
-                lines += self._total(line.source, f"t{line.which}[0]")
+                lines += self._total(line.text, f"t{line.which}[0]")
         return lines
 
     def _is_read_late(self) -> bool:
@@ -375,7 +367,7 @@ class ShapedCppWriter(CppWriter):
         inner = len(self.axes) - 1
         apart = [n for n, v in self.values.items() if inner in v.mask and v.mask != self.all and n.startswith("v")]
         found = self._needed_by(self.main, apart)
-        rows = [_Line(frozenset(), self.values[n].expression) for n in found if n in apart and 0 in self.values[n].mask]
+        rows = [_Line(frozenset(), self.values[n].text) for n in found if n in apart and 0 in self.values[n].mask]
         found += self._needed_by(rows, apart)
         return [name for name in self.values if name in apart and name in found]
 
@@ -409,21 +401,21 @@ class ShapedCppWriter(CppWriter):
 
         for name in self._needed_by(lines, buffered):
             value = self.values[name]
-            made = f"all_{name}[{self._place(value.mask - {0})}]" if name in buffered else value.expression
+            made = f"all_{name}[{self._place(value.mask - {0})}]" if name in buffered else value.text
             at[depth(value.mask)].append(f"const {value.kind} {name} = {made};")
         reduced = []
         for line in lines:
             if isinstance(line, _Line):
-                at[depth(line.mask)].append(line.line)
+                at[depth(line.mask)].append(line.text)
                 continue
             j, goal = line.which, self.masks[line.which]
             place = f"t{j}[{self._place(goal)}]"
             if axes[-1] in goal:
-                at[-1].append(f"{place} += {line.source};")
+                at[-1].append(f"{place} += {line.text};")
             else:
                 reduced.append(f"s{j}")
                 at[-2].append(f"{self.kind} s{j} = 0;")
-                at[-1].append(f"s{j} += {line.source};")
+                at[-1].append(f"s{j} += {line.text};")
                 after[-2].append(f"{place} += s{j};")
         clause = f"reduction(+:{', '.join(reduced)})" if reduced else clause
         inside = at[-1]

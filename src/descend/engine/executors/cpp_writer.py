@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.executors.kernels import Signature
-from descend.engine.executors.writer import CHUNK, Node, Unwritten, Writer, base, dtype_of, is_single
+from descend.engine.executors.writer import CHUNK, FORMS, Node, Unwritten, Writer, base, dtype_of, is_single
 
 _NAMES = {
     torch.int8: "int8_t",
@@ -45,35 +45,18 @@ extern "C" void {name}(
 class CppWriter(Writer):
     """Lines of C++, whose values are numbers."""
 
+    column: ClassVar = "int64_t(c)"
     forms: ClassVar = {
+        **FORMS,
         "abs": "absolute({0})",
-        "neg": "-{0}",
-        "sign": "sign({0})",
-        "sqrt": "root({0})",
         "rsqrt": "{one} / root({0})",
         "reciprocal": "{one} / {0}",
         "exp": "exponential({0})",
         "log": "logarithm({0})",
         "floor": "below({0})",
-        "round": "even({0})",
         "copysign": "signed_as({0}, {1})",
-        "mul": "{0} * {1}",
         "div": "{0} / {1}",
-        "floor_divide": "floored({0}, {1})",
-        "remainder": "modulo({0}, {1})",
-        "minimum": "smaller({0}, {1})",
-        "maximum": "larger({0}, {1})",
-        "clamp_min": "larger({0}, {1})",
-        "clamp_max": "smaller({0}, {1})",
-        "bitwise_and": "{0} & {1}",
-        "bitwise_or": "{0} | {1}",
-        "bitwise_xor": "{0} ^ {1}",
-        "logical_and": "{0} & {1}",
-        "logical_or": "{0} | {1}",
-        "logical_not": "{0} == 0",
         "bitwise_not": "inverted({0})",
-        "__lshift__": "{0} << {1}",
-        "__rshift__": "{0} >> {1}",
     }
 
     def __init__(self, signature: Signature, stage: int) -> None:
@@ -232,15 +215,6 @@ class CppWriter(Writer):
             raise Unwritten("the largest of what is not a row of a block")
         self.waiting.add(name)
         return f"largest<{self.width}>(all_{name})"
-
-    def index(self, value: Tensor) -> str:
-        """As whole numbers of 64 bits."""
-        size = value.shape[0]
-        if isinstance(size, int):
-            return "int64_t(c)"
-        if not self.length:
-            return "first + at"
-        return "first + r" if size.node.expr == self.rows else f"(first + r) * {self.width} + c"
 
 
 def name_of(dtype: torch.dtype) -> str:

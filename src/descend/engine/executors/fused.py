@@ -118,10 +118,12 @@ def _run(rule: type[Rule], job: Job) -> int:
 def serves(rule: type[Rule], job: Job) -> bool:
     """Whether compiled execution is the default: one launch moves all parameters, and the machine can compile it."""
     device = job.local_param.device
+    if not has_writer(device, profile(rule, job).shaped):
+        return False
     if device.type == "cuda":
         can_compile = triton_launch.is_runnable(device)
     else:
-        can_compile = device.type == "cpu" and _is_large(job.group.get("params", ())) and cpp_library.is_runnable()
+        can_compile = _is_large(job.group.get("params", ())) and cpp_library.is_runnable()
     if not can_compile or not compiles(rule, job):
         return False
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from descend.engine.executors.kernels import Signature
-from descend.engine.executors.writer import CHUNK, Node, Writer, dtype_of, is_single
+from descend.engine.executors.writer import CHUNK, FORMS, Node, Writer, dtype_of, is_single
 
 _TILE = 1024  # elements at once
 
@@ -31,35 +31,18 @@ _NAMES = {
 class TritonWriter(Writer):
     """Lines of Triton, whose values are tiles."""
 
+    column: ClassVar = "c.to(tl.int64)"
     forms: ClassVar = {
+        **FORMS,
         "abs": "tl.abs({0})",
-        "neg": "-{0}",
-        "sign": "sign({0})",
-        "sqrt": "root({0})",
         "rsqrt": "over({one}, root({0}))",
         "reciprocal": "over({one}, {0})",
         "exp": "tl.exp({0})",
         "log": "tl.log({0})",
         "floor": "tl.floor({0})",
-        "round": "even({0})",
         "copysign": "copysign({0}, {1})",
-        "mul": "{0} * {1}",
         "div": "over({0}, {1})",
-        "floor_divide": "floored({0}, {1})",
-        "remainder": "modulo({0}, {1})",
-        "minimum": "smaller({0}, {1})",
-        "maximum": "larger({0}, {1})",
-        "clamp_min": "larger({0}, {1})",
-        "clamp_max": "smaller({0}, {1})",
-        "bitwise_and": "{0} & {1}",
-        "bitwise_or": "{0} | {1}",
-        "bitwise_xor": "{0} ^ {1}",
-        "logical_and": "{0} & {1}",
-        "logical_or": "{0} | {1}",
-        "logical_not": "{0} == 0",
         "bitwise_not": "~{0}",
-        "__lshift__": "{0} << {1}",
-        "__rshift__": "{0} >> {1}",
     }
 
     def __init__(self, signature: Signature, stage: int) -> None:
@@ -176,15 +159,6 @@ class TritonWriter(Writer):
     def largest(self, node: Node) -> str:
         """Over the columns."""
         return f"tl.max({self._masked(node)}, 1, keep_dims=True)"
-
-    def index(self, value: Tensor) -> str:
-        """As whole numbers of 64 bits."""
-        size = value.shape[0]
-        if isinstance(size, int):
-            return "c.to(tl.int64)"
-        if not self.length:
-            return "first + at"
-        return "first + r" if size.node.expr == self.rows else f"(first + r) * {self.width} + c"
 
     def _masked(self, x: Node) -> str:
         """The values of a tile, 0 where it is longer than the rows are."""

@@ -89,11 +89,38 @@ _SAME = ("view_copy", "unsqueeze_copy", "squeeze_copy", "clone", "expand_copy", 
 _CHOSEN = ("select_copy", "unbind_copy", "select", "unbind")  # an element of what is a vector for no other reason
 
 
+# Operations by their name without overload, as every language has them: {0}, {1}, ... are the arguments in the dtype of
+# the arithmetic. Functions are in triton_functions.py and cpp_functions.h.
+FORMS: Mapping[str, str] = {
+    "neg": "-{0}",
+    "sign": "sign({0})",
+    "sqrt": "root({0})",
+    "round": "even({0})",
+    "mul": "{0} * {1}",
+    "floor_divide": "floored({0}, {1})",
+    "remainder": "modulo({0}, {1})",
+    "minimum": "smaller({0}, {1})",
+    "maximum": "larger({0}, {1})",
+    "clamp_min": "larger({0}, {1})",
+    "clamp_max": "smaller({0}, {1})",
+    "bitwise_and": "{0} & {1}",
+    "bitwise_or": "{0} | {1}",
+    "bitwise_xor": "{0} ^ {1}",
+    "logical_and": "{0} & {1}",
+    "logical_or": "{0} | {1}",
+    "logical_not": "{0} == 0",
+    "__lshift__": "{0} << {1}",
+    "__rshift__": "{0} >> {1}",
+}
+
+
 class Writer(ABC):
     """Writes the body, a line for each operation that something needs: what is the same for all tiles comes first."""
 
-    #: Operations by their name without overload: {0}, {1}, ... are the arguments in the dtype of the arithmetic.
+    #: What each operation is written as.
     forms: ClassVar[Mapping[str, str]]
+    #: The number of a column, as a whole number of 64 bits.
+    column: ClassVar[str]
 
     def __init__(self, signature: Signature, stage: int) -> None:
         self.signature = replace(signature, bundle=1)
@@ -160,10 +187,6 @@ class Writer(ABC):
     def largest(self, node: Node) -> str:
         """The largest value of each row of a tile."""
 
-    @abstractmethod
-    def index(self, value: Tensor) -> str:
-        """Numbers of elements, of rows or of columns, in the whole of the argument."""
-
     def begin(self, graph: Any) -> None:  # noqa: B027, most need not
         """Look at the graph before anything is written."""
 
@@ -214,6 +237,15 @@ class Writer(ABC):
         if columns not in (1, self.width):
             raise Unwritten(f"rows of {columns} where others have {self.width}")
         return columns == 1
+
+    def index(self, value: Tensor) -> str:
+        """Numbers of elements, of rows or of columns, in the whole of the argument."""
+        size = value.shape[0]
+        if isinstance(size, int):
+            return self.column
+        if not self.length:
+            return "first + at"
+        return "first + r" if size.node.expr == self.rows else f"(first + r) * {self.width} + c"
 
     # ---- one operation
 
